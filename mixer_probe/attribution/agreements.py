@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -37,16 +37,16 @@ class Agreement(Result):
 
     title: ClassVar[str] = "Agreement of attributions"
 
-    models: tuple[ModelRecord, ...]
-    methods: tuple[str, ...]
+    models: Annotated[tuple[ModelRecord, ...], "attribution"]
+    methods: Annotated[tuple[str, ...], "attribution"]
     images: ImagesRecord
-    ids: tuple[str, ...]
+    ids: Annotated[tuple[str, ...], "image"]
     grid: tuple[int, int]
     magnitudes: bool
-    values: np.ndarray
-    null: np.ndarray
-    null95: np.ndarray
-    p_value: np.ndarray
+    values: Annotated[np.ndarray, "attribution", "attribution", "image"]
+    null: Annotated[np.ndarray, "attribution", "attribution"]
+    null95: Annotated[np.ndarray, "attribution", "attribution"]
+    p_value: Annotated[np.ndarray, "attribution", "attribution"]
     permutations: int
     seed: int = 0
 

@@ -7,10 +7,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from mixer_probe.attribution.network import (
 from mixer_probe.attribution.path import relative_gap
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import (
     EmptyAttributionWarning,
     ImagesError,
@@ -36,6 +36,7 @@ from mixer_probe.core.errors import (
     IncompleteAttributionWarning,
     MeasureError,
 )
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import plain_modes, seeded
@@ -63,6 +64,12 @@ class Attribution(Result):
     network."""
 
     title: ClassVar[str] = "Attribution"
+    frame = Frame(
+        "image",
+        """model=model.name method layer=layer.name baseline image=ids target=targets
+        target_name=target_names predicted logit logit_difference sum=maps.sum convergence_delta
+        relative_delta steps change""",
+    )
 
     model: ModelRecord
     images: ImagesRecord
@@ -73,27 +80,27 @@ class Attribution(Result):
     baseline: str
     baseline_name: str
     settings: Mapping[str, Any]
-    ids: tuple[str, ...]
-    targets: np.ndarray
-    target_names: tuple[str, ...]
-    predicted: np.ndarray
-    predicted_names: tuple[str, ...]
-    labels: np.ndarray
+    ids: Annotated[tuple[str, ...], "image"]
+    targets: Annotated[np.ndarray, "image"]
+    target_names: Annotated[tuple[str, ...], "image?"]
+    predicted: Annotated[np.ndarray, "image"]
+    predicted_names: Annotated[tuple[str, ...], "image?"]
+    labels: Annotated[np.ndarray, "image"]
     grid: tuple[int, int]
     crop_pct: float
     crop_mode: str
-    maps: np.ndarray
-    logit: np.ndarray
-    logit_difference: np.ndarray
-    convergence_delta: np.ndarray
-    steps: np.ndarray
-    change: np.ndarray
-    native: np.ndarray | None = None
-    baseline_image: np.ndarray | None = None
+    maps: Annotated[np.ndarray, "image", "height", "width"]
+    logit: Annotated[np.ndarray, "image"]
+    logit_difference: Annotated[np.ndarray, "image"]
+    convergence_delta: Annotated[np.ndarray, "image"]
+    steps: Annotated[np.ndarray, "image"]
+    change: Annotated[np.ndarray, "image"]
+    native: Annotated[np.ndarray | None, "image", "row", "column"] = None
+    baseline_image: Annotated[np.ndarray | None, 3, "height", "width"] = None
     seed: int = 0
 
     @property
-    def relative_delta(self) -> np.ndarray:
+    def relative_delta(self) -> Annotated[np.ndarray, "image"]:
         """|convergence delta| ÷ |logit difference| [image]."""
         with np.errstate(divide="ignore", invalid="ignore"):
             delta: np.ndarray = np.abs(self.convergence_delta) / np.abs(self.logit_difference)
@@ -120,51 +127,7 @@ class Attribution(Result):
                 "the images of the maps"
             )
         rows = [places[name] for name in source.ids]
-        arrays = (
-            "targets",
-            "predicted",
-            "labels",
-            "maps",
-            "logit",
-            "logit_difference",
-            "convergence_delta",
-            "steps",
-            "change",
-        )
-        return replace(
-            self,
-            images=source.record,
-            ids=tuple(source.ids),
-            native=None if self.native is None else self.native[rows],
-            target_names=tuple(self.target_names[i] for i in rows) if self.target_names else (),
-            predicted_names=tuple(self.predicted_names[i] for i in rows)
-            if self.predicted_names
-            else (),
-            **{name: getattr(self, name)[rows] for name in arrays},
-        )
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per image."""
-        names = self.target_names or ("",) * len(self.ids)
-        return pd.DataFrame(
-            {
-                "model": self.model.name,
-                "method": self.method,
-                "layer": self.layer.name if self.layer else "",
-                "baseline": self.baseline,
-                "image": list(self.ids),
-                "target": self.targets,
-                "target_name": list(names),
-                "predicted": self.predicted,
-                "logit": self.logit,
-                "logit_difference": self.logit_difference,
-                "sum": self.maps.sum((1, 2), dtype=np.float64),
-                "convergence_delta": self.convergence_delta,
-                "relative_delta": self.relative_delta,
-                "steps": self.steps,
-                "change": self.change,
-            }
-        )
+        return replace(select(self, "image", rows), images=source.record)
 
 
 @checked(MeasureError)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -65,16 +65,16 @@ class Conductance(Result):
 
     model: ModelRecord
     images: ImagesRecord
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], "layer"]
     baseline: str
-    ids: tuple[str, ...]
-    targets: np.ndarray
-    logit_difference: np.ndarray
-    values: tuple[np.ndarray, ...]
-    steps: np.ndarray
-    gap: np.ndarray
-    change: np.ndarray
-    unit_maps: tuple[np.ndarray, ...] = ()
+    ids: Annotated[tuple[str, ...], "image"]
+    targets: Annotated[np.ndarray, "image"]
+    logit_difference: Annotated[np.ndarray, "image"]
+    values: Annotated[tuple[np.ndarray, ...], "layer", "image", "unit"]
+    steps: Annotated[np.ndarray, "image"]
+    gap: Annotated[np.ndarray, "layer", "image"]
+    change: Annotated[np.ndarray, "layer", "image"]
+    unit_maps: Annotated[tuple[np.ndarray, ...], "layer?", "top", "row", "column"] = ()
 
     def fractions(self, i: int) -> np.ndarray:
         """Fraction of layer i's conductance that flows through each unit [unit]: |value| over its

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -44,15 +44,15 @@ class PerturbationCurves(Result):
 
     model: ModelRecord
     images: ImagesRecord
-    methods: tuple[str, ...]
-    ids: tuple[str, ...]
-    targets: np.ndarray
+    methods: Annotated[tuple[str, ...], "method"]
+    ids: Annotated[tuple[str, ...], "image"]
+    targets: Annotated[np.ndarray, "image"]
     grid: tuple[int, int]
-    fractions: np.ndarray
-    deletion: np.ndarray
-    insertion: np.ndarray
-    random_deletion: np.ndarray
-    random_insertion: np.ndarray
+    fractions: Annotated[np.ndarray, "step"]
+    deletion: Annotated[np.ndarray, "method", "image", "step"]
+    insertion: Annotated[np.ndarray, "method", "image", "step"]
+    random_deletion: Annotated[np.ndarray, "order", "image", "step"]
+    random_insertion: Annotated[np.ndarray, "order", "image", "step"]
     deletion_baseline: str
     insertion_baseline: str
     random_orders: int

@@ -4,15 +4,16 @@ them needs."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from mixer_probe.attribution.attributions import Attribution
+from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import ImagesError, MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name
@@ -51,38 +52,44 @@ class AttributionPanel(Result):
     a map, NaN without integration."""
 
     title: ClassVar[str] = "Attribution maps"
+    frame = Frame(
+        "map image",
+        """model=models.name method=methods layer=layers.name baseline=baselines image=ids
+        target=target_names predicted=predicted_names logit logit_difference convergence_delta
+        relative_delta steps""",
+    )
 
-    models: tuple[ModelRecord, ...]
-    methods: tuple[str, ...]
-    texts: tuple[str, ...]
-    signed: tuple[bool, ...]
-    layers: tuple[Layer | None, ...]
-    baselines: tuple[str, ...]
-    crop_pct: tuple[float, ...]
-    crop_mode: tuple[str, ...]
+    models: Annotated[tuple[ModelRecord, ...], "map"]
+    methods: Annotated[tuple[str, ...], "map"]
+    texts: Annotated[tuple[str, ...], "map"]
+    signed: Annotated[tuple[bool, ...], "map"]
+    layers: Annotated[tuple[Layer | None, ...], "map"]
+    baselines: Annotated[tuple[str, ...], "map"]
+    crop_pct: Annotated[tuple[float, ...], "map"]
+    crop_mode: Annotated[tuple[str, ...], "map"]
     images: ImagesRecord
     n_images: int
-    ids: tuple[str, ...]
-    labels: np.ndarray
-    true_names: tuple[str, ...]
-    target_names: tuple[tuple[str, ...], ...]
-    predicted_names: tuple[tuple[str, ...], ...]
-    sizes: np.ndarray
-    pictures: tuple[np.ndarray, ...]
-    scaled: tuple[np.ndarray, ...]
-    scale: np.ndarray
-    targets: np.ndarray
-    predicted: np.ndarray
-    logit: np.ndarray
-    logit_difference: np.ndarray
-    convergence_delta: np.ndarray
-    steps: np.ndarray
-    empty: np.ndarray
-    largest_gap: np.ndarray
-    largest_change: np.ndarray
+    ids: Annotated[tuple[str, ...], "image"]
+    labels: Annotated[np.ndarray, "map", "image"]
+    true_names: Annotated[tuple[str, ...], "image?"]
+    target_names: Annotated[tuple[tuple[str, ...], ...], "map", "image"]
+    predicted_names: Annotated[tuple[tuple[str, ...], ...], "map", "image"]
+    sizes: Annotated[np.ndarray, "image", 2]
+    pictures: Annotated[tuple[np.ndarray, ...], "image", "height", "width", 3]
+    scaled: Annotated[tuple[np.ndarray, ...], "map", "image", "row", "column"]
+    scale: Annotated[np.ndarray, "map", "image"]
+    targets: Annotated[np.ndarray, "map", "image"]
+    predicted: Annotated[np.ndarray, "map", "image"]
+    logit: Annotated[np.ndarray, "map", "image"]
+    logit_difference: Annotated[np.ndarray, "map", "image"]
+    convergence_delta: Annotated[np.ndarray, "map", "image"]
+    steps: Annotated[np.ndarray, "map", "image"]
+    empty: Annotated[np.ndarray, "map"]
+    largest_gap: Annotated[np.ndarray, "map"]
+    largest_change: Annotated[np.ndarray, "map"]
 
     @property
-    def relative_delta(self) -> np.ndarray:
+    def relative_delta(self) -> Annotated[np.ndarray, "map", "image"]:
         """|convergence delta| ÷ |logit difference| [column, image]; NaN for methods without
         completeness."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -96,39 +103,7 @@ class AttributionPanel(Result):
 
     def take(self, rows: Sequence[int]) -> AttributionPanel:
         """The panel of some of its images, in that order."""
-        rows = list(rows)
-        return replace(
-            self,
-            ids=tuple(self.ids[i] for i in rows),
-            true_names=tuple(self.true_names[i] for i in rows) if self.true_names else (),
-            target_names=tuple(tuple(names[i] for i in rows) for names in self.target_names),
-            predicted_names=tuple(tuple(names[i] for i in rows) for names in self.predicted_names),
-            sizes=self.sizes[rows],
-            pictures=tuple(self.pictures[i] for i in rows),
-            scaled=tuple(one[rows] for one in self.scaled),
-            scale=self.scale[:, rows],
-            **{name: getattr(self, name)[:, rows] for name in _PER_IMAGE},
-        )
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per network, method and image."""
-        values = ("logit", "logit_difference", "convergence_delta", "relative_delta", "steps")
-        frames = [
-            pd.DataFrame(
-                {
-                    "model": self.models[c].name,
-                    "method": self.methods[c],
-                    "layer": layer.name if layer else "",
-                    "baseline": self.baselines[c],
-                    "image": list(self.ids),
-                    "target": list(self.target_names[c]),
-                    "predicted": list(self.predicted_names[c]),
-                    **{name: getattr(self, name)[c] for name in values},
-                }
-            )
-            for c, layer in enumerate(self.layers)
-        ]
-        return pd.concat(frames, ignore_index=True)
+        return select(self, "image", rows)
 
 
 def attribution_panel(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -59,13 +59,13 @@ class RandomisationCheck(Result):
     model: ModelRecord
     images: ImagesRecord
     method: str
-    stages: tuple[str, ...]
-    ids: tuple[str, ...]
+    stages: Annotated[tuple[str, ...], "stage"]
+    ids: Annotated[tuple[str, ...], "image"]
     grid: tuple[int, int]
-    spearman: np.ndarray
-    signed_spearman: np.ndarray
-    ssim: np.ndarray
-    null_spearman: np.ndarray
+    spearman: Annotated[np.ndarray, "draw", "stage", "image"]
+    signed_spearman: Annotated[np.ndarray, "draw", "stage", "image"]
+    ssim: Annotated[np.ndarray, "draw", "stage", "image"]
+    null_spearman: Annotated[np.ndarray, "image"]
     seed: int = 0
 
     @property

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -50,13 +50,13 @@ class Faithfulness(Result):
 
     model: ModelRecord
     images: ImagesRecord
-    methods: tuple[str, ...]
-    ids: tuple[str, ...]
+    methods: Annotated[tuple[str, ...], "method"]
+    ids: Annotated[tuple[str, ...], "image"]
     grid: tuple[int, int]
     baseline: str
-    infidelity: np.ndarray
-    uniform_infidelity: np.ndarray
-    sensitivity: np.ndarray
+    infidelity: Annotated[np.ndarray, "method", "image"]
+    uniform_infidelity: Annotated[np.ndarray, "image"]
+    sensitivity: Annotated[np.ndarray, "method", "image"]
     samples: int
     removed: float
     radius: float

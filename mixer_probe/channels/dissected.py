@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from mixer_probe.channels.dissection import Dissection, require_grids
 from mixer_probe.channels.overlap import annotated, resized_masks, sample_pixels, upsampler
 from mixer_probe.channels.top import activation_maps, top_images
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.concepts import Concepts
@@ -34,6 +34,11 @@ class DissectedChannel(Result):
     another concept than the preferred one."""
 
     title: ClassVar[str] = "Dissected channel"
+    frame = Frame(
+        "rank",
+        """model=model.name layer=layer.name channel concept rank image=ids value=values
+        lit=lit.mean concept_share=masks.mean overlap n_images=n""",
+    )
 
     model: ModelRecord
     images: ImagesRecord
@@ -45,36 +50,18 @@ class DissectedChannel(Result):
     p_value: float
     threshold: float
     n: int
-    ids: np.ndarray
-    values: np.ndarray
-    pictures: np.ndarray
-    maps: np.ndarray
-    lit: np.ndarray
-    masks: np.ndarray
+    ids: Annotated[np.ndarray, "rank"]
+    values: Annotated[np.ndarray, "rank"]
+    pictures: Annotated[np.ndarray, "rank", "height", "width", 3]
+    maps: Annotated[np.ndarray, "rank", "row", "column"]
+    lit: Annotated[np.ndarray, "rank", "height", "width"]
+    masks: Annotated[np.ndarray, "rank", "height", "width"]
 
     @property
-    def overlap(self) -> np.ndarray:
+    def overlap(self) -> Annotated[np.ndarray, "rank"]:
         """IoU in each image alone, [k]; NaN where both are empty."""
         both, either = (self.lit & self.masks).sum((1, 2)), (self.lit | self.masks).sum((1, 2))
         return np.where(either > 0, both / np.maximum(either, 1), np.nan)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per image shown."""
-        return pd.DataFrame(
-            {
-                "model": self.model.name,
-                "layer": self.layer.name,
-                "channel": self.channel,
-                "concept": self.concept,
-                "rank": np.arange(1, len(self.ids) + 1),
-                "image": self.ids,
-                "value": self.values,
-                "lit": self.lit.mean((1, 2)),
-                "concept_share": self.masks.mean((1, 2)),
-                "overlap": self.overlap,
-                "n_images": self.n,
-            }
-        )
 
 
 @checked(MeasureError)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -85,29 +85,29 @@ class Dissection(Layerwise, Result):
 
     model: ModelRecord
     images: ImagesRecord
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], "layer"]
     n: int
     left_out: int
     source: str
-    concepts: tuple[str, ...]
+    concepts: Annotated[tuple[str, ...], "concept"]
     by: str
     quantile: float
     size: tuple[int, int]
     permutations: int
     seed: int
-    concept_images: np.ndarray
-    known_images: np.ndarray
-    concept_share: np.ndarray
-    threshold: tuple[np.ndarray, ...]
-    lit: tuple[np.ndarray, ...]
-    iou: tuple[np.ndarray, ...]
-    chance: tuple[np.ndarray, ...]
-    null95: np.ndarray
-    null_mean: np.ndarray
-    strength: tuple[np.ndarray, ...]
-    preferred: tuple[np.ndarray, ...]
-    p_value: tuple[np.ndarray, ...]
-    concept_p: np.ndarray
+    concept_images: Annotated[np.ndarray, "concept"]
+    known_images: Annotated[np.ndarray, "concept"]
+    concept_share: Annotated[np.ndarray, "concept"]
+    threshold: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    lit: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    iou: Annotated[tuple[np.ndarray, ...], "layer", "channel", "concept"]
+    chance: Annotated[tuple[np.ndarray, ...], "layer", "channel", "concept"]
+    null95: Annotated[np.ndarray, "layer", "concept"]
+    null_mean: Annotated[np.ndarray, "layer", "concept"]
+    strength: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    preferred: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    p_value: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    concept_p: Annotated[np.ndarray, "layer", "concept"]
 
     @property
     def detectors(self) -> tuple[np.ndarray, ...]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, get_origin
+from typing import Any, ClassVar, Self, get_origin
 
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import UndefinedChannelsWarning, layer_index
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ModelRecord
 from mixer_probe.core.typed import field_types
 from mixer_probe.models.layer import Layer
+
+# The first columns of the `Frame` of a result over layers.
+LAYER = "model=model.name layer=layers.name layers.kind layers.depth"
 
 
 class Layerwise:
     """Mixin of results of one network whose fields hold one entry per layer of `layers`."""
 
+    frame: ClassVar[Frame]
     model: ModelRecord
     layers: tuple[Layer, ...]
 
@@ -56,7 +62,7 @@ class Layerwise:
 
     def layer_frame(self, i: int) -> pd.DataFrame:
         """The rows of `to_frame` of layer `i`."""
-        raise NotImplementedError
+        return self.frame.of(select(self, "layer", [i]))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer and channel, or whatever else `layer_frame` lists of a layer."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from mixer_probe.channels.layerwise import Layerwise
 from mixer_probe.channels.selectivity import ClassSelectivity, class_selectivity, image_means
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.ridge_probe import RidgeProbe
@@ -36,19 +36,25 @@ class ChannelsNeeded(Layerwise, Result):
     leave-one-out accuracy) or "centroid" (nearest class mean of standardised channels)."""
 
     title: ClassVar[str] = "Channels needed"
+    frame = Frame(
+        "layer count",
+        """model=model.name layer=layers.name layers.depth probe channels=counts selective
+        random=random.mean random_low=random.min random_high=random.max draws=draw chance n_train
+        n_test=n""",
+    )
 
     model: ModelRecord
     train_images: ImagesRecord
     images: ImagesRecord
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], "layer"]
     n_train: int
     n: int
     probe: str
     seed: int
     chance: float
-    counts: tuple[np.ndarray, ...]
-    selective: tuple[np.ndarray, ...]
-    random: tuple[np.ndarray, ...]
+    counts: Annotated[tuple[np.ndarray, ...], "layer", "count"]
+    selective: Annotated[tuple[np.ndarray, ...], "layer", "count"]
+    random: Annotated[tuple[np.ndarray, ...], "layer", "count", "draw"]
 
     @checked(MeasureError)
     def needed(self, share: float = 0.9) -> np.ndarray:
@@ -62,27 +68,6 @@ class ChannelsNeeded(Layerwise, Result):
             if gain[-1] > 0:
                 found[i] = counts[np.argmax(gain >= share * gain[-1] - 1e-12)]
         return found
-
-    def layer_frame(self, i: int) -> pd.DataFrame:
-        """One row per number of channels of layer `i`."""
-        layer, random = self.layers[i], self.random[i]
-        return pd.DataFrame(
-            {
-                "model": self.model.name,
-                "layer": layer.name,
-                "depth": layer.depth,
-                "probe": self.probe,
-                "channels": self.counts[i],
-                "selective": self.selective[i],
-                "random": random.mean(1),
-                "random_low": random.min(1),
-                "random_high": random.max(1),
-                "draws": random.shape[1],
-                "chance": self.chance,
-                "n_train": self.n_train,
-                "n_test": self.n,
-            }
-        )
 
 
 @checked(MeasureError)

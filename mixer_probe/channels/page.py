@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from mixer_probe.channels.partners import ChannelPartners
 from mixer_probe.channels.selectivity import ClassSelectivity
 from mixer_probe.channels.statistics import ChannelStatistics
 from mixer_probe.channels.top import By, TopImages, activation_maps, top_and_lowest, top_means
+from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.core.validate import checked
@@ -39,12 +40,12 @@ class Exhibit:
     the peak as fractions of height and width, the whole image where several cells have the peak;
     `classes` [k] are the names of the images' classes, none without labels."""
 
-    values: np.ndarray
-    ids: np.ndarray
-    pictures: np.ndarray
-    maps: np.ndarray
-    boxes: np.ndarray
-    classes: tuple[str, ...] = ()
+    values: Annotated[np.ndarray, "rank"]
+    ids: Annotated[np.ndarray, "rank"]
+    pictures: Annotated[np.ndarray, "rank", "height", "width", 3]
+    maps: Annotated[np.ndarray, "rank", "row", "column"]
+    boxes: Annotated[np.ndarray, "rank", 4]
+    classes: Annotated[tuple[str, ...], "rank?"] = ()
 
     @classmethod
     def of(
@@ -64,9 +65,8 @@ class Exhibit:
             model, images, end.index[i], end.layer.name, channel, batch_size=batch_size
         )
         flat = maps.reshape(len(maps), -1) * (-1 if end.lowest else 1)
-        boxes = replace(end, position=flat.argmax(1)[None]).boxes[0] / np.array(
-            [*end.input_size, *end.input_size]
-        )
+        own = replace(select(end, "channel", [i]), position=flat.argmax(1)[None])
+        boxes = own.boxes[0] / np.array([*end.input_size, *end.input_size])
         # Several cells have the peak where a ReLU leaves zeros.
         shared = (flat == flat.max(1, keepdims=True)).sum(1) > 1
         classes: tuple[str, ...] = ()
@@ -107,9 +107,9 @@ class ChannelPage(Result):
     top: Exhibit
     lowest: Exhibit
     statistics: dict[str, float] = field(default_factory=dict)
-    class_names: tuple[str, ...] = ()
-    auroc: np.ndarray = field(default_factory=lambda: np.empty(0))
-    dprime: np.ndarray = field(default_factory=lambda: np.empty(0))
+    class_names: Annotated[tuple[str, ...], "class?"] = ()
+    auroc: Annotated[np.ndarray, "class?"] = field(default_factory=lambda: np.empty(0))
+    dprime: Annotated[np.ndarray, "class?"] = field(default_factory=lambda: np.empty(0))
     selectivity_p: float = float("nan")
     relation: str = "separates"
     partners: tuple[Partner, ...] = ()

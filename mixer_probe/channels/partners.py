@@ -6,10 +6,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy import fft
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from mixer_probe.channels.selectivity import LEVEL, image_means
 from mixer_probe.core.errors import MeasureError, UndefinedChannelsWarning, layer_index
 from mixer_probe.core.fingerprint import check_same_images
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -54,6 +54,12 @@ class ChannelPartners(Result):
     images."""
 
     title: ClassVar[str] = "Best-matching channels"
+    frame = Frame(
+        "channel_a",
+        """model_a=model_a.name layer_a=layer_a.name channel=channel_a model_b=model_b.name
+        layer_b=layer_b.name partner=partner.first correlation=correlation.first mutual
+        threshold p_value p_corrected over n_images=n""",
+    )
 
     model_a: ModelRecord
     model_b: ModelRecord
@@ -65,21 +71,21 @@ class ChannelPartners(Result):
     grid: tuple[int, int] | None
     permutations: int
     seed: int
-    partner: np.ndarray
-    correlation: np.ndarray
-    best_of_b: np.ndarray
-    p_value: np.ndarray
-    threshold: np.ndarray
-    null_counts: np.ndarray
-    null_max: np.ndarray
+    partner: Annotated[np.ndarray, "channel_a", "rank"]
+    correlation: Annotated[np.ndarray, "channel_a", "rank"]
+    best_of_b: Annotated[np.ndarray, "channel_b"]
+    p_value: Annotated[np.ndarray, "channel_a"]
+    threshold: Annotated[np.ndarray, "channel_a"]
+    null_counts: Annotated[np.ndarray, "bin"]
+    null_max: Annotated[np.ndarray, "permutation"]
 
     @property
-    def strength(self) -> np.ndarray:
+    def strength(self) -> Annotated[np.ndarray, "channel_a"]:
         """|r| with the best match, [channel of A]."""
         return np.asarray(np.abs(self.correlation[:, 0]))
 
     @property
-    def p_corrected(self) -> np.ndarray:
+    def p_corrected(self) -> Annotated[np.ndarray, "channel_a"]:
         """As `p_value` against the best |r| of any channel of A, [channel of A]."""
         return strength_p(self.strength, self.null_max[:, None])
 
@@ -95,30 +101,10 @@ class ChannelPartners(Result):
         return _fraction_below(self.p_corrected)
 
     @property
-    def mutual(self) -> np.ndarray:
+    def mutual(self) -> Annotated[np.ndarray, "channel_a"]:
         """Which channels of A [channel of A] are the best match of their own best match."""
         best = self.partner[:, 0]
         return np.asarray((best >= 0) & (self.best_of_b[best] == np.arange(len(best))))
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per channel of A, with its best match."""
-        return pd.DataFrame(
-            {
-                "model_a": self.model_a.name,
-                "layer_a": self.layer_a.name,
-                "channel": np.arange(len(self.strength)),
-                "model_b": self.model_b.name,
-                "layer_b": self.layer_b.name,
-                "partner": self.partner[:, 0],
-                "correlation": self.correlation[:, 0],
-                "mutual": self.mutual,
-                "threshold": self.threshold,
-                "p_value": self.p_value,
-                "p_corrected": self.p_corrected,
-                "over": self.over,
-                "n_images": self.n,
-            }
-        )
 
 
 def strength_p(strength: np.ndarray | float, null: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -65,22 +65,22 @@ class ClassSelectivity(Layerwise, Result):
 
     model: ModelRecord
     images: ImagesRecord
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], "layer"]
     n: int
-    classes: np.ndarray
-    class_names: tuple[str, ...]
-    counts: np.ndarray
+    classes: Annotated[np.ndarray, "class"]
+    class_names: Annotated[tuple[str, ...], "class"]
+    counts: Annotated[np.ndarray, "class"]
     permutations: int
     seed: int
-    auroc: tuple[np.ndarray, ...]
-    dprime: tuple[np.ndarray, ...]
-    strength: tuple[np.ndarray, ...]
-    preferred: tuple[np.ndarray, ...]
-    p_value: tuple[np.ndarray, ...]
-    threshold: np.ndarray
-    peaks: np.ndarray
-    null_auroc: np.ndarray
-    morcos_index: tuple[np.ndarray, ...]
+    auroc: Annotated[tuple[np.ndarray, ...], "layer", "channel", "class"]
+    dprime: Annotated[tuple[np.ndarray, ...], "layer", "channel", "class"]
+    strength: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    preferred: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    p_value: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    threshold: Annotated[np.ndarray, "layer"]
+    peaks: Annotated[np.ndarray, "layer", "permutation"]
+    null_auroc: Annotated[np.ndarray, "layer"]
+    morcos_index: Annotated[tuple[np.ndarray, ...], "layer", "channel?"]
 
     def overall_p(self, strength: float) -> float:
         """p-value of a strength that is the largest of all layers: as `p_value`, against the

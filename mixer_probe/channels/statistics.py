@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,13 @@ import torch
 
 from mixer_probe.capture import ImageSource, Piece, Reading, as_source, stream
 from mixer_probe.channels.clusters import channel_covariance
-from mixer_probe.channels.layerwise import Layerwise, finite_median
+from mixer_probe.channels.layerwise import LAYER, Layerwise, finite_median
 from mixer_probe.channels.moments import LayerMoments, channel_moments, measured
 from mixer_probe.channels.quantiles import LEVELS, median_magnitude, quantiles_of, share_beyond
 from mixer_probe.core.accumulator import Accumulator, held
+from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import MeasureError, NonFiniteWarning
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -37,6 +39,8 @@ __all__ = [
 MASSIVE = 100.0
 # A standard deviation below this fraction of the mean is rounding of float32.
 _ROUNDING = 1e-6
+# Columns that earlier versions may lack.
+_LATER = "skew kurtosis share_massive largest_ratio nearest nearest_correlation cluster"
 
 
 @dataclass(frozen=True)
@@ -64,40 +68,40 @@ class ChannelStatistics(Layerwise, Result):
 
     model: ModelRecord
     images: ImagesRecord
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], "layer"]
     n: int
-    values: tuple[int, ...]
-    mean: tuple[np.ndarray, ...]
-    std: tuple[np.ndarray, ...]
-    minimum: tuple[np.ndarray, ...]
-    maximum: tuple[np.ndarray, ...]
-    share_zero: tuple[np.ndarray, ...]
-    share_nonpositive: tuple[np.ndarray, ...]
-    skew: tuple[np.ndarray, ...] = ()
-    kurtosis: tuple[np.ndarray, ...] = ()
-    quantiles: tuple[np.ndarray, ...] = ()
-    levels: tuple[float, ...] = LEVELS
-    median_magnitude: np.ndarray | None = None
-    share_massive: tuple[np.ndarray, ...] = ()
+    values: Annotated[tuple[int, ...], "layer"]
+    mean: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    std: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    minimum: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    maximum: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    share_zero: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    share_nonpositive: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    skew: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
+    kurtosis: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
+    quantiles: Annotated[tuple[np.ndarray, ...], "layer?", "channel", "level"] = ()
+    levels: Annotated[tuple[float, ...], "level"] = LEVELS
+    median_magnitude: Annotated[np.ndarray | None, "layer"] = None
+    share_massive: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
     massive_ratio: float = MASSIVE
-    participation: np.ndarray | None = None
-    nearest: tuple[np.ndarray, ...] = ()
-    nearest_correlation: tuple[np.ndarray, ...] = ()
-    cluster: tuple[np.ndarray, ...] = ()
+    participation: Annotated[np.ndarray | None, "layer"] = None
+    nearest: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
+    nearest_correlation: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
+    cluster: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
 
     @property
-    def dead(self) -> tuple[np.ndarray, ...]:
+    def dead(self) -> Annotated[tuple[np.ndarray, ...], "layer", "channel"]:
         """Per layer, which channels [channel] never change."""
         return tuple(low == high for low, high in zip(self.minimum, self.maximum, strict=True))
 
     @property
-    def always_on(self) -> tuple[np.ndarray, ...]:
+    def always_on(self) -> Annotated[tuple[np.ndarray, ...], "layer", "channel"]:
         """Per layer, which channels [channel] are above zero for every image and position, and not
         dead."""
         return tuple((low > 0) & ~dead for low, dead in zip(self.minimum, self.dead, strict=True))
 
     @property
-    def largest_ratio(self) -> tuple[np.ndarray, ...]:
+    def largest_ratio(self) -> Annotated[tuple[np.ndarray, ...], "layer", "channel"]:
         """Per layer, the largest magnitude of each channel [channel] over the layer's median
         magnitude."""
         if self.median_magnitude is None:
@@ -117,37 +121,12 @@ class ChannelStatistics(Layerwise, Result):
 
     def layer_frame(self, i: int) -> pd.DataFrame:
         """One row per channel of layer `i`."""
-        layer = self.layers[i]
-        columns: dict[str, object] = {
-            **self.layer_columns(i),
-            "channel": np.arange(layer.channels),
-        }
-        names = [
-            "mean",
-            "std",
-            "minimum",
-            "maximum",
-            "share_zero",
-            "share_nonpositive",
-            "dead",
-            "always_on",
-        ]
-        later = (
-            "skew",
-            "kurtosis",
-            "share_massive",
-            "largest_ratio",
-            "nearest",
-            "nearest_correlation",
-            "cluster",
-        )
-        names += [name for name in later if getattr(self, name)]
-        columns |= {name: getattr(self, name)[i] for name in names}
+        known = " ".join(name for name in _LATER.split() if getattr(self, name))
         if self.quantiles:
-            columns |= {
-                f"q{100 * level:g}": self.quantiles[i][:, k] for k, level in enumerate(self.levels)
-            }
-        return pd.DataFrame({**columns, "n_images": self.n, "n_values": self.values[i]})
+            known += f" {','.join(f'q{100 * level:g}' for level in self.levels)}=quantiles"
+        columns = f"""{LAYER} channel mean std minimum maximum share_zero share_nonpositive dead
+            always_on {known} n_images=n n_values=values"""
+        return Frame("layer channel", columns).of(select(self, "layer", [i]))
 
     def of_channel(self, layer: str, channel: int) -> dict[str, float]:
         """The statistics of one channel by name, with the size of its cluster. Raises LayerError

@@ -11,10 +11,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from mixer_probe.capture import ImageSource, as_source, every_position, part_of,
 from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import keys_of
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -44,6 +44,11 @@ class TopImages(Result):
     the same on the layer's grid (-1 where it has none)."""
 
     title: ClassVar[str] = "Top images"
+    frame = Frame(
+        "channel rank",
+        """model=model.name layer=layer.name layer.depth channel=channels rank value=values
+        image=ids index position row column top,left,bottom,right=boxes by lowest n_images=n""",
+    )
 
     model: ModelRecord
     images: ImagesRecord
@@ -52,11 +57,11 @@ class TopImages(Result):
     by: str
     lowest: bool
     input_size: tuple[int, int]
-    channels: np.ndarray
-    values: np.ndarray
-    index: np.ndarray
-    ids: np.ndarray
-    position: np.ndarray
+    channels: Annotated[np.ndarray, "channel"]
+    values: Annotated[np.ndarray, "channel", "rank"]
+    index: Annotated[np.ndarray, "channel", "rank"]
+    ids: Annotated[np.ndarray, "channel", "rank"]
+    position: Annotated[np.ndarray, "channel", "rank"]
 
     @property
     def k(self) -> int:
@@ -64,7 +69,7 @@ class TopImages(Result):
         return int(self.values.shape[1])
 
     @property
-    def row(self) -> np.ndarray:
+    def row(self) -> Annotated[np.ndarray, "channel", "rank"]:
         """Row of the peak on the layer's grid, [channel, k]; -1 without a grid."""
         return (
             np.full_like(self.position, -1)
@@ -73,7 +78,7 @@ class TopImages(Result):
         )
 
     @property
-    def column(self) -> np.ndarray:
+    def column(self) -> Annotated[np.ndarray, "channel", "rank"]:
         """Column of the peak on the layer's grid, [channel, k]; -1 without a grid."""
         return (
             np.full_like(self.position, -1)
@@ -82,7 +87,7 @@ class TopImages(Result):
         )
 
     @property
-    def boxes(self) -> np.ndarray:
+    def boxes(self) -> Annotated[np.ndarray, "channel", "rank", 4]:
         """(top, left, bottom, right) in input pixels of the grid cell of each peak, [channel, k,
         4], ends not included.
 
@@ -102,30 +107,6 @@ class TopImages(Result):
                 f"(from {self.channels.min()} to {self.channels.max()})"
             )
         return int(found[0])
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per channel and rank."""
-        c, k = self.values.shape
-        boxes = self.boxes.reshape(-1, 4)
-        return pd.DataFrame(
-            {
-                "model": self.model.name,
-                "layer": self.layer.name,
-                "depth": self.layer.depth,
-                "channel": np.repeat(self.channels, k),
-                "rank": np.tile(np.arange(1, k + 1), c),
-                "value": self.values.ravel(),
-                "image": self.ids.ravel(),
-                "index": self.index.ravel(),
-                "position": self.position.ravel(),
-                "row": self.row.ravel(),
-                "column": self.column.ravel(),
-                **{name: boxes[:, i] for i, name in enumerate(("top", "left", "bottom", "right"))},
-                "by": self.by,
-                "lowest": self.lowest,
-                "n_images": self.n,
-            }
-        )
 
 
 def cell_box(

@@ -8,7 +8,7 @@ that of its outputs has units."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from torch import Tensor
@@ -58,9 +58,9 @@ class UnitImages:
     `n` images, and the `channel` of the largest output, each [unit, rank], the largest value
     first."""
 
-    values: np.ndarray
-    index: np.ndarray
-    channel: np.ndarray
+    values: Annotated[np.ndarray, "unit", "rank"]
+    index: Annotated[np.ndarray, "unit", "rank"]
+    channel: Annotated[np.ndarray, "unit", "rank"]
     n: int
 
 
@@ -71,9 +71,9 @@ class UnitActivations:
     over the grid of tokens in one channel per image; the `pictures` as the network receives them,
     uint8 RGB [image, height, width, 3]."""
 
-    outputs: np.ndarray
-    inputs: np.ndarray
-    pictures: np.ndarray
+    outputs: Annotated[np.ndarray, "image", "channel"]
+    inputs: Annotated[np.ndarray, "image", "row", "column"]
+    pictures: Annotated[np.ndarray, "image", "height", "width", 3]
 
     def strongest_channels(self, most: int = 32) -> np.ndarray:
         """The `most` channels with the largest |output| on any of the images, in ascending

@@ -3,7 +3,8 @@ saves and loads back.
 
 A result is a frozen dataclass derived from `Result`. Its fields are numbers, strings, tuples, numpy
 arrays, the records below or `Layer`s; `to_dict` and `from_dict` write and read all of them without
-a line of code in the result itself.
+a line of code in the result itself. Arrays and tuples name their `dimensions`, which must agree,
+and `Frame` makes a table of them.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.dimensions import sizes
 from mixer_probe.core.errors import StoreError, closest
 from mixer_probe.core.files import checksum, printable, reason, write_text
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.typed import field_types, fits, spelled
 
 FORMAT = "mixer-probe results 2"
@@ -180,17 +183,21 @@ def _make_printable(record: Any) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """Base of all results."""
+    """Base of all results. Raises ValueError for fields that disagree in their dimensions."""
 
     title: ClassVar[str] = "Result"
+    frame: ClassVar[Frame]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         storable(cls)
 
+    def __post_init__(self) -> None:
+        sizes(self)
+
     def to_frame(self) -> pd.DataFrame:
-        """The numbers as a table, one observation per row."""
-        raise NotImplementedError
+        """The numbers as a table, one observation per row: by `frame` where it is declared."""
+        return self.frame.of(self)
 
 
 def to_dict(value: Any) -> Any:
@@ -230,8 +237,8 @@ def to_dict(value: Any) -> Any:
 def from_dict(data: Any) -> Any:
     """The inverse of `to_dict`; lists come back as tuples.
 
-    Raises StoreError for a kind that this version does not know, for fields of other types than it
-    declares, and for arrays that declare more than they hold."""
+    Raises StoreError for a kind that this version does not know, for fields of other types or
+    dimensions than it declares, and for arrays that declare more than they hold."""
     if isinstance(data, list):
         return tuple(from_dict(v) for v in data)
     if not isinstance(data, dict):
@@ -262,12 +269,16 @@ def from_dict(data: Any) -> Any:
                 f"'{name}' of a {cls.__name__} is a {type(value).__name__}, not {spelled(declared)}"
             )
     try:
-        return cls(**fields)
+        found = cls(**fields)
+        sizes(found)
+    except ValueError as error:
+        raise StoreError(str(error)) from error
     except TypeError as error:
         raise StoreError(
             f"a {cls.__name__} of another version of mixer_probe: "
             f"{textwrap.shorten(str(error), 200)}"
         ) from error
+    return found
 
 
 def _array_from_dict(data: dict[str, Any]) -> np.ndarray:

@@ -6,10 +6,9 @@ import errno
 from dataclasses import dataclass
 from typing import ClassVar
 
-import pandas as pd
-
 from mixer_probe.core.errors import StoreError
 from mixer_probe.core.files import causes
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import Result
 
 # A full disk, a full quota, and a file larger than may be.
@@ -22,6 +21,7 @@ class Skipped(Result):
     not be read or written."""
 
     title: ClassVar[str] = "Skipped analyses"
+    frame = Frame("", "step reason")
 
     step: str
     reason: str
@@ -31,10 +31,6 @@ class Skipped(Result):
     def because(cls, step: str, error: Exception) -> Skipped:
         """The step that ended with `error`."""
         return cls(step, str(error), again=was_refused(error))
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row."""
-        return pd.DataFrame({"step": [self.step], "reason": [self.reason]})
 
 
 def was_refused(error: BaseException) -> bool:

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import numpy as np
-import pandas as pd
 from torch import nn
 
 from mixer_probe.core.errors import LayerError, MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.cost.model_cost import ModelCost
 from mixer_probe.models.layer import Axes, Layer
@@ -34,21 +34,26 @@ class AccuracyCost(Result):
     activations and median seconds per image; NaN where not measured."""
 
     title: ClassVar[str] = "Accuracy and cost"
+    frame = Frame(
+        "measure cost model",
+        """model=models.name measure=measures accuracy low high n_test cost=costs value=cost
+        on_frontier=frontier dominated""",
+    )
 
-    models: tuple[ModelRecord, ...]
+    models: Annotated[tuple[ModelRecord, ...], "model"]
     images: ImagesRecord
-    measures: tuple[str, ...]
-    accuracy: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    costs: tuple[str, ...]
-    cost: np.ndarray
+    measures: Annotated[tuple[str, ...], "measure"]
+    accuracy: Annotated[np.ndarray, "measure", "model"]
+    low: Annotated[np.ndarray, "measure", "model"]
+    high: Annotated[np.ndarray, "measure", "model"]
+    costs: Annotated[tuple[str, ...], "cost"]
+    cost: Annotated[np.ndarray, "cost", "model"]
     n_test: int
     chance: float
     device: str
 
     @property
-    def frontier(self) -> np.ndarray:
+    def frontier(self) -> Annotated[np.ndarray, "measure", "cost", "model"]:
         """Whether no other network is as accurate for less, or more accurate for as little [A, K,
         M]."""
         return np.array(
@@ -56,7 +61,7 @@ class AccuracyCost(Result):
         )
 
     @property
-    def dominated(self) -> np.ndarray:
+    def dominated(self) -> Annotated[np.ndarray, "measure", "cost", "model"]:
         """Whether a network of equal or lower cost is significantly more accurate [A, K, M].
 
         Significant: the intervals are disjoint, and p <= 0.05 after Bonferroni correction for all
@@ -68,26 +73,6 @@ class AccuracyCost(Result):
             better = (low[:, None] > high) & (p * n * (n - 1) / 2 <= 1 - LEVEL)
             found.append([((cost[:, None] <= cost) & better).any(0) for cost in self.cost])
         return np.array(found)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per network, measure and kind of cost."""
-        a, k, m = (
-            g.ravel() for g in np.indices((len(self.measures), len(self.costs), len(self.models)))
-        )
-        return pd.DataFrame(
-            {
-                "model": [self.models[i].name for i in m],
-                "measure": [self.measures[i] for i in a],
-                "accuracy": self.accuracy[a, m],
-                "low": self.low[a, m],
-                "high": self.high[a, m],
-                "n_test": self.n_test,
-                "cost": [self.costs[i] for i in k],
-                "value": self.cost[k, m],
-                "on_frontier": self.frontier[a, k, m],
-                "dominated": self.dominated[a, k, m],
-            }
-        )
 
 
 def on_frontier(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:

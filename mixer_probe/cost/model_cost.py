@@ -4,13 +4,13 @@ time."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.cost.counting import MacParts, count_parts, head_parameters
@@ -31,6 +31,14 @@ class ModelCost(Result):
     batch, measured warm (`time_together`); none where time was not measured."""
 
     title: ClassVar[str] = "Cost"
+    frame = Frame(
+        "",
+        """model=model.name model.family input=size_text parameters=model.parameters
+        head_parameters macs=macs.total stem_macs=macs.stem spatial_macs=macs.spatial
+        channel_macs=macs.channel rest_macs=macs.rest head_macs=macs.head batch_size
+        peak_activation_bytes=peak_bytes images_per_second=throughput
+        low,high=throughput_interval runs=run dtype device""",
+    )
 
     model: ModelRecord
     input_size: tuple[int, int, int]
@@ -40,7 +48,7 @@ class ModelCost(Result):
     dtype: str
     batch_size: int
     peak_bytes: int
-    seconds: np.ndarray
+    seconds: Annotated[np.ndarray, "run"]
 
     @property
     def bytes_per_image(self) -> float:
@@ -63,28 +71,10 @@ class ModelCost(Result):
         fast, slow = median_interval(self.seconds)
         return self.batch_size / slow, self.batch_size / fast
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row."""
-        low, high = self.throughput_interval
-        parts = {f"{f.name}_macs": getattr(self.macs, f.name) for f in fields(self.macs)}
-        row = {
-            "model": self.model.name,
-            "family": self.model.family,
-            "input": "×".join(map(str, self.input_size)),
-            "parameters": self.model.parameters,
-            "head_parameters": self.head_parameters,
-            "macs": self.macs.total,
-            **parts,
-            "batch_size": self.batch_size,
-            "peak_activation_bytes": self.peak_bytes,
-            "images_per_second": self.throughput,
-            "low": low,
-            "high": high,
-            "runs": len(self.seconds),
-            "dtype": self.dtype,
-            "device": self.device,
-        }
-        return pd.DataFrame([row])
+    @property
+    def size_text(self) -> str:
+        """The size of an image as text, "3×224×224"."""
+        return "×".join(map(str, self.input_size))
 
 
 @checked(MeasureError)

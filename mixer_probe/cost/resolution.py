@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -45,13 +45,13 @@ class CostGrowth(Result):
     title: ClassVar[str] = "Growth of cost"
 
     model: ModelRecord
-    sizes: tuple[int, ...]
-    tokens: tuple[int, ...]
-    macs: tuple[MacParts, ...]
+    sizes: Annotated[tuple[int, ...], "size"]
+    tokens: Annotated[tuple[int, ...], "size"]
+    macs: Annotated[tuple[MacParts, ...], "size"]
     device: str
     batch_size: int
-    seconds: np.ndarray
-    peak_bytes: np.ndarray
+    seconds: Annotated[np.ndarray, "timed", "run"]
+    peak_bytes: Annotated[np.ndarray, "timed"]
 
     @property
     def counted(self) -> np.ndarray:

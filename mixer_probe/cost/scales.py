@@ -4,14 +4,14 @@ and multiply-accumulates."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-import pandas as pd
 import timm
 import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import Result, storable
 from mixer_probe.models.macs import count_macs
 
@@ -75,30 +75,17 @@ class MixerScales(Result):
     without their classifier."""
 
     title: ClassVar[str] = "Table 1 of the Mixer paper"
+    frame = Frame(
+        "scale",
+        """scale=scales.name scales.timm_name scales.layers scales.patch C=scales.width
+        S=scales.tokens D_S=scales.token_units D_C=scales.channel_units
+        paper_millions=scales.printed_millions parameters
+        parameters_by_formula=scales.parameters macs macs_by_formula=scales.macs""",
+    )
 
-    scales: tuple[MixerScale, ...]
-    parameters: tuple[int, ...]
-    macs: tuple[int, ...]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per scale: as printed, by formula, and as counted."""
-        return pd.DataFrame(
-            {
-                "scale": [s.name for s in self.scales],
-                "timm_name": [s.timm_name for s in self.scales],
-                "layers": [s.layers for s in self.scales],
-                "patch": [s.patch for s in self.scales],
-                "C": [s.width for s in self.scales],
-                "S": [s.tokens for s in self.scales],
-                "D_S": [s.token_units for s in self.scales],
-                "D_C": [s.channel_units for s in self.scales],
-                "paper_millions": [s.printed_millions for s in self.scales],
-                "parameters": self.parameters,
-                "parameters_by_formula": [s.parameters for s in self.scales],
-                "macs": self.macs,
-                "macs_by_formula": [s.macs for s in self.scales],
-            }
-        )
+    scales: Annotated[tuple[MixerScale, ...], "scale"]
+    parameters: Annotated[tuple[int, ...], "scale"]
+    macs: Annotated[tuple[int, ...], "scale"]
 
 
 def mixer_scales() -> MixerScales:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -51,9 +51,9 @@ class DistortionAccuracy(Result):
 
     model: ModelRecord
     images: ImagesRecord
-    distortions: tuple[Distortion, ...]
-    predicted: np.ndarray
-    labels: np.ndarray
+    distortions: Annotated[tuple[Distortion, ...], "distortion"]
+    predicted: Annotated[np.ndarray, "distortion + 1", "image"]
+    labels: Annotated[np.ndarray, "image"]
     classes: int
 
     @property

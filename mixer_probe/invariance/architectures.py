@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,19 +29,19 @@ class ArchitectureComparison(Result):
 
     title: ClassVar[str] = "Architectures under distortions"
 
-    groups: tuple[str, ...]
-    networks: tuple[str, ...]
-    members: tuple[str, ...]
+    groups: Annotated[tuple[str, ...], "group"]
+    networks: Annotated[tuple[str, ...], "network"]
+    members: Annotated[tuple[str, ...], "network"]
     images: ImagesRecord
-    kinds: tuple[str, ...]
-    strengths: tuple[str, ...]
-    kept: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    gap: np.ndarray
-    gap_low: np.ndarray
-    gap_high: np.ndarray
-    by_network: np.ndarray
+    kinds: Annotated[tuple[str, ...], "kind"]
+    strengths: Annotated[tuple[str, ...], "kind"]
+    kept: Annotated[np.ndarray, "group", "kind"]
+    low: Annotated[np.ndarray, "group", "kind"]
+    high: Annotated[np.ndarray, "group", "kind"]
+    gap: Annotated[np.ndarray, "group", "group", "kind"]
+    gap_low: Annotated[np.ndarray, "group", "group", "kind"]
+    gap_high: Annotated[np.ndarray, "group", "group", "kind"]
+    by_network: Annotated[np.ndarray, "network", "kind"]
     n: int
 
     def networks_of(self, group: str) -> list[int]:

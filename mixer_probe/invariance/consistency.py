@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -66,19 +66,19 @@ class ErrorConsistency(Result):
 
     title: ClassVar[str] = "Error consistency"
 
-    models: tuple[ModelRecord, ...]
+    models: Annotated[tuple[ModelRecord, ...], "model"]
     images: ImagesRecord
-    distortions: tuple[Distortion, ...]
-    accuracy: np.ndarray
-    observed: np.ndarray
-    expected: np.ndarray
-    kappa: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    null_low: np.ndarray
-    null_high: np.ndarray
-    least: np.ndarray
-    most: np.ndarray
+    distortions: Annotated[tuple[Distortion, ...], "distortion"]
+    accuracy: Annotated[np.ndarray, "distortion + 1", "model"]
+    observed: Annotated[np.ndarray, "distortion + 1", "model", "model"]
+    expected: Annotated[np.ndarray, "distortion + 1", "model", "model"]
+    kappa: Annotated[np.ndarray, "distortion + 1", "model", "model"]
+    low: Annotated[np.ndarray, "distortion + 1", "model", "model"]
+    high: Annotated[np.ndarray, "distortion + 1", "model", "model"]
+    null_low: Annotated[np.ndarray, "distortion + 1", "model", "model"]
+    null_high: Annotated[np.ndarray, "distortion + 1", "model", "model"]
+    least: Annotated[np.ndarray, "distortion + 1", "model", "model"]
+    most: Annotated[np.ndarray, "distortion + 1", "model", "model"]
     chance: float
     n: int
 

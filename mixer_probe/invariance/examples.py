@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.distortions import Distortion, image_numbers
@@ -28,23 +29,20 @@ class DistortionExamples(Result):
     input."""
 
     title: ClassVar[str] = "Distorted images"
+    frame = Frame(
+        "distortion",
+        "distortion=distortions.label distortions.kind distortions.strength",
+    )
 
     model: ModelRecord
     images: ImagesRecord
-    distortions: tuple[Distortion, ...]
-    ids: tuple[str, ...]
-    pixels: np.ndarray
+    distortions: Annotated[tuple[Distortion, ...], "distortion"]
+    ids: Annotated[tuple[str, ...], "image"]
+    pixels: Annotated[np.ndarray, "distortion + 1", "image", "height", "width", 3]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per distortion."""
-        return pd.DataFrame(
-            {
-                "distortion": [d.label for d in self.distortions],
-                "kind": [d.kind for d in self.distortions],
-                "strength": [d.strength for d in self.distortions],
-                "record": [repr(d) for d in self.distortions],
-            }
-        )
+        """One row per distortion, with its record."""
+        return super().to_frame().assign(record=list(map(repr, self.distortions)))
 
 
 @checked(MeasureError)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from mixer_probe.capture import extract
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.distortions import Distortion, distort
@@ -47,43 +47,29 @@ class RepresentationShift(Result):
     NaN where a layer is constant."""
 
     title: ClassVar[str] = "Shift of representations"
+    frame = Frame(
+        "distortion layer",
+        """model=model.name model.trained distortion=distortions.label distortions.kind
+        distortions.strength layer=layers.name layers.depth cka cka_low cka_high cka_null cosine
+        cosine_low cosine_high cosine_null n""",
+    )
 
     model: ModelRecord
     images: ImagesRecord
-    distortions: tuple[Distortion, ...]
-    layers: tuple[Layer, ...]
-    cka: np.ndarray
-    cka_low: np.ndarray
-    cka_high: np.ndarray
-    cka_null: np.ndarray
-    cosine: np.ndarray
-    cosine_low: np.ndarray
-    cosine_high: np.ndarray
-    cosine_null: np.ndarray
+    distortions: Annotated[tuple[Distortion, ...], "distortion"]
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    cka: Annotated[np.ndarray, "distortion", "layer"]
+    cka_low: Annotated[np.ndarray, "distortion", "layer"]
+    cka_high: Annotated[np.ndarray, "distortion", "layer"]
+    cka_null: Annotated[np.ndarray, "distortion", "layer"]
+    cosine: Annotated[np.ndarray, "distortion", "layer"]
+    cosine_low: Annotated[np.ndarray, "distortion", "layer"]
+    cosine_high: Annotated[np.ndarray, "distortion", "layer"]
+    cosine_null: Annotated[np.ndarray, "distortion", "layer"]
     n: int
     permutations: int
     resamples: int
     seed: int
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per distortion and layer."""
-        return pd.DataFrame(
-            [
-                {
-                    "model": self.model.name,
-                    "trained": self.model.trained,
-                    "distortion": distortion.label,
-                    "kind": distortion.kind,
-                    "strength": distortion.strength,
-                    "layer": layer.name,
-                    "depth": layer.depth,
-                    **{name: float(getattr(self, name)[d, i]) for name in _PARTS},
-                    "n": self.n,
-                }
-                for d, distortion in enumerate(self.distortions)
-                for i, layer in enumerate(self.layers)
-            ]
-        )
 
 
 @checked(MeasureError)

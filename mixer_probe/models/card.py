@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pandas as pd
 
@@ -70,11 +70,11 @@ class ModelCard(Result):
 
     model: ModelRecord
     architecture: str
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], "layer"]
     macs: int
     input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Annotated[tuple[float, ...], "colour"]
+    std: Annotated[tuple[float, ...], "colour"]
     own: OwnAccuracy | None = None
 
     def to_frame(self) -> pd.DataFrame:

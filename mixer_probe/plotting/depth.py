@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,11 +30,11 @@ class DepthCurve:
     group: str
     name: str
     trained: bool
-    depth: np.ndarray
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    null: np.ndarray
+    depth: Annotated[np.ndarray, "place"]
+    value: Annotated[np.ndarray, "place"]
+    low: Annotated[np.ndarray, "place"]
+    high: Annotated[np.ndarray, "place"]
+    null: Annotated[np.ndarray, "place"]
 
 
 @styled

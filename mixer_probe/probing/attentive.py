@@ -11,10 +11,9 @@ starts at zero, so that training starts from the linear probe of the mean over p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import checked
@@ -34,7 +34,7 @@ from mixer_probe.probing.positionwise import (
     map_shape,
     warn_positions,
 )
-from mixer_probe.probing.runs import fields, layer_frame, majority_rate
+from mixer_probe.probing.runs import LAYER, majority_rate
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import wilson_interval
 
@@ -192,33 +192,29 @@ class AttentiveResult(Result):
     the test images. NaN marks layers with NaN or infinite features."""
 
     title: ClassVar[str] = "Attentive probes"
+    frame = Frame("layer", f"{LAYER} accuracy low high focus chance n_train n_test classes p")
 
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
-    accuracy: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    attention: tuple[np.ndarray, ...]
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    accuracy: Annotated[np.ndarray, "layer"]
+    low: Annotated[np.ndarray, "layer"]
+    high: Annotated[np.ndarray, "layer"]
+    attention: Annotated[tuple[np.ndarray, ...], "layer", "row", "column"]
     chance: float
     n_train: int
     n_test: int
     classes: int
-    p: tuple[int, ...]
+    p: Annotated[tuple[int, ...], "layer"]
     position_bias: bool
     epochs: int
     seed: int
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per layer; `focus` is the largest attention weight times the number of positions,
-        1 if uniform."""
-        focus = [float(part.max() * part.size) for part in self.attention]
-        scores, rest = (
-            fields(self, ("accuracy", "low", "high")),
-            fields(self, ("chance", "n_train", "n_test", "classes", "p")),
-        )
-        return layer_frame(self, {**scores, "focus": focus, **rest})
+    @property
+    def focus(self) -> Annotated[np.ndarray, "layer"]:
+        """The largest attention weight times the number of positions [L], 1 if uniform."""
+        return np.array([part.max() * part.size for part in self.attention], dtype=np.float64)
 
 
 def attentive_probe(

@@ -14,12 +14,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from mixer_probe.core.errors import ImagesError, MeasureError, closest
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.bundled import CIFAR10_CLASSES
@@ -27,12 +27,11 @@ from mixer_probe.linear.many_targets import RidgeFits, classify
 from mixer_probe.linear.ridge import default_l2
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.runs import (
+    LAYER,
     Runs,
     check_runs,
     check_untrained,
-    fields,
     finite_pair,
-    layer_frame,
     run_labels,
 )
 from mixer_probe.similarity.inputs import RepresentationsLike
@@ -61,29 +60,37 @@ class ControlTask(Result):
     1 + S], by leave-one-out accuracy on the training images."""
 
     title: ClassVar[str] = "Control tasks"
+    frame = Frame(
+        "layer",
+        f"""{LAYER} accuracy low high balanced_accuracy control_accuracy=control_accuracy.mean
+        control_lowest=control_accuracy.min control_highest=control_accuracy.max selectivity
+        selectivity_low selectivity_high relative_selectivity relative_low relative_high
+        chance=chance.first control_chance groups=group controls=control n_train n_test""",
+        below="untrained",
+    )
 
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
-    class_names: tuple[str, ...]
-    groups: tuple[str, ...]
-    semantic: np.ndarray
-    controls: np.ndarray
-    accuracy: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    balanced_accuracy: np.ndarray
-    control_accuracy: np.ndarray
-    control_balanced_accuracy: np.ndarray
-    selectivity: np.ndarray
-    selectivity_low: np.ndarray
-    selectivity_high: np.ndarray
-    relative_selectivity: np.ndarray
-    relative_low: np.ndarray
-    relative_high: np.ndarray
-    chance: np.ndarray
-    l2: np.ndarray
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    class_names: Annotated[tuple[str, ...], "class?"]
+    groups: Annotated[tuple[str, ...], "group"]
+    semantic: Annotated[np.ndarray, "class"]
+    controls: Annotated[np.ndarray, "control", "class"]
+    accuracy: Annotated[np.ndarray, "layer"]
+    low: Annotated[np.ndarray, "layer"]
+    high: Annotated[np.ndarray, "layer"]
+    balanced_accuracy: Annotated[np.ndarray, "layer"]
+    control_accuracy: Annotated[np.ndarray, "layer", "control"]
+    control_balanced_accuracy: Annotated[np.ndarray, "layer", "control"]
+    selectivity: Annotated[np.ndarray, "layer"]
+    selectivity_low: Annotated[np.ndarray, "layer"]
+    selectivity_high: Annotated[np.ndarray, "layer"]
+    relative_selectivity: Annotated[np.ndarray, "layer"]
+    relative_low: Annotated[np.ndarray, "layer"]
+    relative_high: Annotated[np.ndarray, "layer"]
+    chance: Annotated[np.ndarray, "control + 1"]
+    l2: Annotated[np.ndarray, "layer", "control + 1"]
     n_train: int
     n_test: int
     seed: int
@@ -92,27 +99,10 @@ class ControlTask(Result):
     estimator: str = "ridge, l2 by leave-one-out accuracy"
     untrained: ControlTask | None = None
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per layer, of the network and then of its untrained baseline."""
-        names = (
-            "selectivity selectivity_low selectivity_high relative_selectivity relative_low "
-            "relative_high"
-        )
-        columns = {
-            **fields(self, ("accuracy", "low", "high", "balanced_accuracy")),
-            "control_accuracy": self.control_accuracy.mean(axis=1),
-            "control_lowest": self.control_accuracy.min(axis=1),
-            "control_highest": self.control_accuracy.max(axis=1),
-            **fields(self, names.split()),
-            "chance": self.chance[0],
-            "control_chance": self.chance[1:].mean(),
-            "groups": len(self.groups),
-            "controls": len(self.controls),
-            **fields(self, ("n_train", "n_test")),
-        }
-        return layer_frame(
-            self, columns, 1, None if self.untrained is None else self.untrained.to_frame()
-        )
+    @property
+    def control_chance(self) -> float:
+        """The mean of `chance` over the controls."""
+        return float(self.chance[1:].mean())
 
 
 @checked(MeasureError)
@@ -342,16 +332,21 @@ class RandomLabels(Result):
     features drives to 1."""
 
     title: ClassVar[str] = "Random labels"
+    frame = Frame(
+        "layer",
+        f"""{LAYER} accuracy=accuracy.mean low high expected at_chance memorised=memorised.mean
+        draws=draw n_train n_test classes""",
+    )
 
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
-    accuracy: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    expected: np.ndarray
-    memorised: np.ndarray
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    accuracy: Annotated[np.ndarray, "layer", "draw"]
+    low: Annotated[np.ndarray, "layer"]
+    high: Annotated[np.ndarray, "layer"]
+    expected: Annotated[np.ndarray, "layer"]
+    memorised: Annotated[np.ndarray, "layer", "draw"]
     n_train: int
     n_test: int
     classes: int
@@ -360,20 +355,9 @@ class RandomLabels(Result):
     estimator: str = "ridge, l2 by leave-one-out accuracy"
 
     @property
-    def at_chance(self) -> np.ndarray:
+    def at_chance(self) -> Annotated[np.ndarray, "layer"]:
         """Whether the interval of each layer [L] contains its expected accuracy."""
         return np.asarray((self.low <= self.expected) & (self.expected <= self.high))
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per layer."""
-        columns = {
-            "accuracy": self.accuracy.mean(axis=1),
-            **fields(self, ("low", "high", "expected", "at_chance")),
-            "memorised": self.memorised.mean(axis=1),
-            "draws": self.accuracy.shape[1],
-            **fields(self, ("n_train", "n_test", "classes")),
-        }
-        return layer_frame(self, columns)
 
 
 @checked(MeasureError)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import ImagesError, MeasureError, closest
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.threads import parallel_map
 from mixer_probe.core.validate import checked
@@ -26,13 +27,12 @@ from mixer_probe.linear.stratification import few_of_each
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, Values, find_fitter
 from mixer_probe.probing.runs import (
+    LAYER,
     Labels,
     Runs,
     check_runs,
     check_untrained,
-    fields,
     finite_pair,
-    layer_frame,
     majority_rate,
     run_labels,
 )
@@ -61,23 +61,29 @@ class FewShotResult(Result):
     finite."""
 
     title: ClassVar[str] = "Few-shot probes"
+    frame = Frame(
+        "layer shot",
+        f"""{LAYER} shots seeds accuracy=mean low high images_low images_high seeds_low seeds_high
+        chance n_test classes preset""",
+        below="untrained",
+    )
 
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], "layer"]
     preset: str
     estimator: str
-    shots: tuple[int, ...]
+    shots: Annotated[tuple[int, ...], "shot"]
     seeds: int
-    accuracy: np.ndarray
-    chosen: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    images_low: np.ndarray
-    images_high: np.ndarray
-    seeds_low: np.ndarray
-    seeds_high: np.ndarray
+    accuracy: Annotated[np.ndarray, "layer", "shot", "seed"]
+    chosen: Annotated[np.ndarray, "layer", "shot", "seed"]
+    low: Annotated[np.ndarray, "layer", "shot"]
+    high: Annotated[np.ndarray, "layer", "shot"]
+    images_low: Annotated[np.ndarray, "layer", "shot"]
+    images_high: Annotated[np.ndarray, "layer", "shot"]
+    seeds_low: Annotated[np.ndarray, "layer", "shot"]
+    seeds_high: Annotated[np.ndarray, "layer", "shot"]
     chance: float
     n_test: int
     classes: int
@@ -85,40 +91,15 @@ class FewShotResult(Result):
     untrained: FewShotResult | None = None
 
     @property
-    def mean(self) -> np.ndarray:
+    def mean(self) -> Annotated[np.ndarray, "layer", "shot"]:
         """Mean accuracy over draws, [L, S]."""
         return np.asarray(self.accuracy.mean(axis=-1))
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per layer and number of shots, of the network and then of its untrained
-        baseline."""
-        columns = {
-            "shots": np.tile(self.shots, len(self.layers)),
-            "seeds": self.seeds,
-            "accuracy": self.mean.ravel(),
-            **fields(self, (*_BOUNDS, "chance", "n_test", "classes", "preset")),
-        }
-        return layer_frame(
-            self,
-            columns,
-            len(self.shots),
-            None if self.untrained is None else self.untrained.to_frame(),
-        )
 
     def draws_frame(self) -> pd.DataFrame:
         """One row per layer, number of shots and draw: accuracy and the value chosen from the
         path."""
-        columns = {
-            "shots": np.tile(np.repeat(self.shots, self.seeds), len(self.layers)),
-            "seed": np.tile(np.arange(self.seeds), len(self.layers) * len(self.shots)),
-            **fields(self, ("accuracy", "chosen")),
-        }
-        return layer_frame(
-            self,
-            columns,
-            len(self.shots) * self.seeds,
-            None if self.untrained is None else self.untrained.draws_frame(),
-        )
+        columns = f"{LAYER} shots seed accuracy chosen"
+        return Frame("layer shot seed", columns, below="untrained").of(self)
 
 
 @checked(MeasureError)

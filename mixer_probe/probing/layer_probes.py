@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.threads import parallel_map
 from mixer_probe.core.validate import checked
@@ -29,13 +30,12 @@ from mixer_probe.probing.methods import (
     find_fitter,
 )
 from mixer_probe.probing.runs import (
+    LAYER,
     Labels,
     Runs,
     check_runs,
     check_untrained,
     count_non_finite,
-    fields,
-    layer_frame,
     layer_pair,
     majority_rate,
     run_labels,
@@ -64,35 +64,41 @@ class ProbeResult(Result):
     images per class, `untrained` the same result for the untrained baseline."""
 
     title: ClassVar[str] = "Linear probes"
+    frame = Frame(
+        "layer",
+        f"""{LAYER} chosen accuracy low high balanced_accuracy balanced_low balanced_high chance
+        n_train n_test classes p method""",
+        below="untrained",
+    )
 
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], "layer"]
     method: str
     estimator: str
     path_name: str
-    path_values: np.ndarray
-    path_left_out: np.ndarray
-    path_test: np.ndarray
-    chosen: np.ndarray
-    accuracy: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    balanced_accuracy: np.ndarray
-    balanced_low: np.ndarray
-    balanced_high: np.ndarray
+    path_values: Annotated[np.ndarray, "value"]
+    path_left_out: Annotated[np.ndarray, "layer", "value"]
+    path_test: Annotated[np.ndarray, "layer", "value"]
+    chosen: Annotated[np.ndarray, "layer"]
+    accuracy: Annotated[np.ndarray, "layer"]
+    low: Annotated[np.ndarray, "layer"]
+    high: Annotated[np.ndarray, "layer"]
+    balanced_accuracy: Annotated[np.ndarray, "layer"]
+    balanced_low: Annotated[np.ndarray, "layer"]
+    balanced_high: Annotated[np.ndarray, "layer"]
     chance: float
     n_train: int
     n_test: int
     classes: int
-    p: tuple[int, ...]
-    predicted: np.ndarray
-    labels: np.ndarray
-    class_labels: np.ndarray
-    class_names: tuple[str, ...]
+    p: Annotated[tuple[int, ...], "layer"]
+    predicted: Annotated[np.ndarray, "layer", "image"]
+    labels: Annotated[np.ndarray, "image"]
+    class_labels: Annotated[np.ndarray, "class"]
+    class_names: Annotated[tuple[str, ...], "class"]
     reduce: str
-    probabilities: np.ndarray | None = None
+    probabilities: Annotated[np.ndarray | None, "layer", "image", "class"] = None
     few_shot: FewShotResult | None = None
     untrained: ProbeResult | None = None
 
@@ -120,38 +126,26 @@ class ProbeResult(Result):
             )
         return values
 
+    @property
+    def is_chosen(self) -> Annotated[np.ndarray, "layer", "value"]:
+        """Which value of the path was chosen for each layer [L, m]; none of undefined layers."""
+        nothing = np.isnan(self.path_values) & ~np.isnan(self.accuracy)[:, None]
+        return np.asarray((self.path_values == self.chosen[:, None]) | nothing)
+
     def to_frame(self) -> pd.DataFrame:
         """One row per layer, of the network and then of its untrained baseline."""
-        chosen = {self.path_name: self.chosen} if self.path_name else {}
-        names = (
-            "accuracy low high balanced_accuracy balanced_low balanced_high chance n_train n_test "
-            "classes p method"
-        )
-        return layer_frame(
-            self,
-            chosen | fields(self, names.split()),
-            1,
-            None if self.untrained is None else self.untrained.to_frame(),
-        )
+        frame, name = super().to_frame(), self.path_name
+        return frame.rename(columns={"chosen": name}) if name else frame.drop(columns="chosen")
 
     def path_frame(self) -> pd.DataFrame:
         """One row per layer and value of the path: accuracy on left-out training images, and on the
         test images."""
-        chosen = (self.path_values == self.chosen[:, None]) | (
-            np.isnan(self.path_values) & ~np.isnan(self.accuracy)[:, None]
+        columns = (
+            f"{LAYER} value=path_values left_out_accuracy=path_left_out test_accuracy=path_test "
+            "chosen=is_chosen"
         )
-        columns = {
-            self.path_name or "value": np.tile(self.path_values, len(self.layers)),
-            "left_out_accuracy": self.path_left_out.ravel(),
-            "test_accuracy": self.path_test.ravel(),
-            "chosen": chosen.ravel(),
-        }
-        return layer_frame(
-            self,
-            columns,
-            len(self.path_values),
-            None if self.untrained is None else self.untrained.path_frame(),
-        )
+        frame = Frame("layer value", columns, below="untrained").of(self)
+        return frame.rename(columns={"value": self.path_name or "value"})
 
     def layer_path(self, i: int) -> pd.DataFrame:
         """The rows of `path_frame` of one layer, with Wilson's 95 % interval of the accuracy on

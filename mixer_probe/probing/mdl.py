@@ -14,14 +14,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from scipy import special
 
 from mixer_probe.capture import Representations
 from mixer_probe.core.errors import ImagesError, MeasureError, UnconvergedWarning
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.classifier import last_best
@@ -31,7 +31,7 @@ from mixer_probe.linear.scaling import ColumnScaling, block_of
 from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import Layer, spread
 from mixer_probe.probing.controls import grouping_of, random_groupings
-from mixer_probe.probing.runs import count_non_finite, layer_frame, train_labels, warn_non_finite
+from mixer_probe.probing.runs import LAYER, count_non_finite, train_labels, warn_non_finite
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 from mixer_probe.stats import mean_interval
 
@@ -68,18 +68,23 @@ class OnlineCode(Result):
     with the largest weight in that block. NaN marks layers with NaN or infinite features."""
 
     title: ClassVar[str] = "Description length"
+    frame = Frame(
+        "layer",
+        f"""{LAYER} bits=bits.mean compression low high uniform_bits=uniform last_block orders=order
+        n classes""",
+    )
 
     model: ModelRecord
     images: ImagesRecord
-    layers: tuple[Layer, ...]
-    bits: np.ndarray
-    compression: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    bits: Annotated[np.ndarray, "layer", "order"]
+    compression: Annotated[np.ndarray, "layer"]
+    low: Annotated[np.ndarray, "layer"]
+    high: Annotated[np.ndarray, "layer"]
     uniform: float
-    block_bits: np.ndarray
-    ends: tuple[int, ...]
-    l2: np.ndarray
+    block_bits: Annotated[np.ndarray, "layer", "order", "block"]
+    ends: Annotated[tuple[int, ...], "block"]
+    l2: Annotated[np.ndarray, "layer", "order", "block - 1"]
     n: int
     classes: int
     groups: tuple[str, ...]
@@ -87,22 +92,11 @@ class OnlineCode(Result):
     reduce: str
     estimator: str = "multinomial logistic regression, l2 weighted by the code of the blocks before"
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per layer. `last_block` is the cost of one label (bits) in the last block, given
-        all blocks before."""
+    @property
+    def last_block(self) -> Annotated[np.ndarray, "layer"]:
+        """The cost of one label (bits) in the last block, given all blocks before [L]."""
         last = self.ends[-1] - (self.ends[-2] if len(self.ends) > 1 else 0)
-        columns = {
-            "bits": self.bits.mean(axis=1),
-            "compression": self.compression,
-            "low": self.low,
-            "high": self.high,
-            "uniform_bits": self.uniform,
-            "last_block": self.block_bits[:, :, -1].mean(axis=1) / last,
-            "orders": self.bits.shape[1],
-            "n": self.n,
-            "classes": self.classes,
-        }
-        return layer_frame(self, columns)
+        return np.asarray(self.block_bits[:, :, -1].mean(axis=1) / last)
 
 
 @checked(MeasureError)
@@ -192,15 +186,20 @@ class ControlCode(Result):
     code length."""
 
     title: ClassVar[str] = "Description length of control tasks"
+    frame = Frame(
+        "layer",
+        f"""{LAYER} bits=bits.mean control_bits=control_bits.mean gap_per_image=gap ratio
+        compression control_compression uniform_bits=uniform controls=control orders=order n""",
+    )
 
     model: ModelRecord
     images: ImagesRecord
-    layers: tuple[Layer, ...]
-    groups: tuple[str, ...]
-    semantic: np.ndarray
-    controls: np.ndarray
-    bits: np.ndarray
-    control_bits: np.ndarray
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    groups: Annotated[tuple[str, ...], "group"]
+    semantic: Annotated[np.ndarray, "class"]
+    controls: Annotated[np.ndarray, "control", "class"]
+    bits: Annotated[np.ndarray, "layer", "order"]
+    control_bits: Annotated[np.ndarray, "layer", "control", "order"]
     uniform: float
     n: int
     seed: int
@@ -208,35 +207,24 @@ class ControlCode(Result):
     estimator: str = "multinomial logistic regression, l2 weighted by the code of the blocks before"
 
     @property
-    def gap(self) -> np.ndarray:
+    def gap(self) -> Annotated[np.ndarray, "layer"]:
         """Additional bits per image [L] of a random grouping over the semantic one."""
         return np.asarray((self.control_bits.mean(axis=(1, 2)) - self.bits.mean(axis=1)) / self.n)
 
     @property
-    def ratio(self) -> np.ndarray:
+    def ratio(self) -> Annotated[np.ndarray, "layer"]:
         """Length of the code of a random grouping over that of the semantic one, [L]."""
         return np.asarray(self.control_bits.mean(axis=(1, 2)) / self.bits.mean(axis=1))
 
     @property
-    def compression(self) -> np.ndarray:
+    def compression(self) -> Annotated[np.ndarray, "layer"]:
         """Compression of the semantic grouping, [L]."""
         return np.asarray(self.uniform / self.bits.mean(axis=1))
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per layer."""
-        columns = {
-            "bits": self.bits.mean(axis=1),
-            "control_bits": self.control_bits.mean(axis=(1, 2)),
-            "gap_per_image": self.gap,
-            "ratio": self.ratio,
-            "compression": self.compression,
-            "control_compression": self.uniform / self.control_bits.mean(axis=(1, 2)),
-            "uniform_bits": self.uniform,
-            "controls": self.control_bits.shape[1],
-            "orders": self.bits.shape[1],
-            "n": self.n,
-        }
-        return layer_frame(self, columns)
+    @property
+    def control_compression(self) -> Annotated[np.ndarray, "layer"]:
+        """Compression of random groupings by their mean length, [L]."""
+        return np.asarray(self.uniform / self.control_bits.mean(axis=(1, 2)))
 
 
 @checked(MeasureError)

@@ -24,10 +24,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.spatial.distance import pdist
 from torch import Tensor
@@ -36,13 +35,14 @@ from mixer_probe.capture import ImageSource, Piece, as_source, part_of, stream
 from mixer_probe.core.accumulator import Accumulator, dims, held
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.core.fingerprint import check_apart
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.classifier import last_best
 from mixer_probe.linear.ridge import checked_penalties
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.runs import fields, layer_frame
+from mixer_probe.probing.runs import LAYER
 from mixer_probe.similarity.inputs import to_grid
 from mixer_probe.stats import mean_interval, training_interval
 
@@ -74,28 +74,35 @@ class PatchPosition(Result):
     give NaN."""
 
     title: ClassVar[str] = "Patch position"
+    frame = Frame(
+        "layer",
+        f"""{LAYER} rows,columns=grids r2 low_r2 high_r2 row_r2 column_r2 accuracy low_accuracy
+        high_accuracy chance distance_px low_distance_px high_distance_px chance_distance_px
+        n_train n_test""",
+        below="untrained",
+    )
 
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
-    grids: tuple[tuple[int, int], ...]
-    r2: np.ndarray
-    low_r2: np.ndarray
-    high_r2: np.ndarray
-    row_r2: np.ndarray
-    column_r2: np.ndarray
-    accuracy: np.ndarray
-    low_accuracy: np.ndarray
-    high_accuracy: np.ndarray
-    chance: np.ndarray
-    distance_px: np.ndarray
-    low_distance_px: np.ndarray
-    high_distance_px: np.ndarray
-    chance_distance_px: np.ndarray
-    cells: tuple[np.ndarray, ...]
-    ridge_regression: np.ndarray
-    ridge_cells: np.ndarray
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    grids: Annotated[tuple[tuple[int, int], ...], "layer", 2]
+    r2: Annotated[np.ndarray, "layer"]
+    low_r2: Annotated[np.ndarray, "layer"]
+    high_r2: Annotated[np.ndarray, "layer"]
+    row_r2: Annotated[np.ndarray, "layer"]
+    column_r2: Annotated[np.ndarray, "layer"]
+    accuracy: Annotated[np.ndarray, "layer"]
+    low_accuracy: Annotated[np.ndarray, "layer"]
+    high_accuracy: Annotated[np.ndarray, "layer"]
+    chance: Annotated[np.ndarray, "layer"]
+    distance_px: Annotated[np.ndarray, "layer"]
+    low_distance_px: Annotated[np.ndarray, "layer"]
+    high_distance_px: Annotated[np.ndarray, "layer"]
+    chance_distance_px: Annotated[np.ndarray, "layer"]
+    cells: Annotated[tuple[np.ndarray, ...], "layer", "row", "column"]
+    ridge_regression: Annotated[np.ndarray, "layer"]
+    ridge_cells: Annotated[np.ndarray, "layer"]
     n_train: int
     n_validation: int
     n_test: int
@@ -103,23 +110,6 @@ class PatchPosition(Result):
         "ridge regression for row and column, regularised linear discriminant for the cell"
     )
     untrained: PatchPosition | None = None
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per layer, of the network and then of its untrained baseline."""
-        numbers = (
-            "r2 low_r2 high_r2 row_r2 column_r2 accuracy low_accuracy high_accuracy chance "
-            "distance_px low_distance_px high_distance_px chance_distance_px n_train n_test"
-        )
-        grids = {
-            "rows": [rows for rows, _ in self.grids],
-            "columns": [columns for _, columns in self.grids],
-        }
-        return layer_frame(
-            self,
-            grids | fields(self, numbers.split()),
-            1,
-            None if self.untrained is None else self.untrained.to_frame(),
-        )
 
 
 def decodable_layers(model: Model) -> list[str]:

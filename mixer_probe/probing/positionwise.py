@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,23 +44,23 @@ class PositionProbe(Result):
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
-    l2: np.ndarray
-    accuracy: tuple[np.ndarray, ...]
-    low: tuple[np.ndarray, ...]
-    high: tuple[np.ndarray, ...]
-    left_out: tuple[np.ndarray, ...]
-    prefix: tuple[np.ndarray, ...]
-    prefix_low: tuple[np.ndarray, ...]
-    prefix_high: tuple[np.ndarray, ...]
-    pooled: np.ndarray
-    pooled_low: np.ndarray
-    pooled_high: np.ndarray
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    l2: Annotated[np.ndarray, "layer"]
+    accuracy: Annotated[tuple[np.ndarray, ...], "layer", "row", "column"]
+    low: Annotated[tuple[np.ndarray, ...], "layer", "row", "column"]
+    high: Annotated[tuple[np.ndarray, ...], "layer", "row", "column"]
+    left_out: Annotated[tuple[np.ndarray, ...], "layer", "row", "column"]
+    prefix: Annotated[tuple[np.ndarray, ...], "layer", "token"]
+    prefix_low: Annotated[tuple[np.ndarray, ...], "layer", "token"]
+    prefix_high: Annotated[tuple[np.ndarray, ...], "layer", "token"]
+    pooled: Annotated[np.ndarray, "layer"]
+    pooled_low: Annotated[np.ndarray, "layer"]
+    pooled_high: Annotated[np.ndarray, "layer"]
     chance: float
     n_train: int
     n_test: int
     classes: int
-    p: tuple[int, ...]
+    p: Annotated[tuple[int, ...], "layer"]
     estimator: str = "ridge, one l2 per layer by leave-one-out accuracy over all positions"
 
     def quantiles(self, q: Sequence[float]) -> np.ndarray:

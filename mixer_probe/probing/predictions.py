@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.ridge_probe import ridge_path
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import UNDEFINED, ProbeResult
-from mixer_probe.probing.runs import Runs, fields, layer_frame
+from mixer_probe.probing.runs import LAYER, Runs
 from mixer_probe.similarity.inputs import layer_matrix
 from mixer_probe.stats import ratio, upper_quantile, wilson_interval
 
@@ -36,9 +37,9 @@ class ConfusionMatrix(Result):
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
-    class_names: tuple[str, ...]
-    counts: np.ndarray
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    class_names: Annotated[tuple[str, ...], "class"]
+    counts: Annotated[np.ndarray, "layer", "class", "class"]
     method: str
 
     @property
@@ -56,35 +57,31 @@ class ConfusionMatrix(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer, true class and predicted class."""
-        k = len(self.class_names)
-        columns = {
-            "true": np.tile(np.repeat(self.class_names, k), len(self.layers)),
-            "predicted": np.tile(self.class_names, k * len(self.layers)),
-            "images": self.counts.ravel(),
-            "share": self.shares.ravel(),
-        }
-        return layer_frame(self, columns, k * k)
+        names = np.array(self.class_names)
+        columns = {"true": names[:, None], "predicted": names}
+        columns |= {"images": self.counts, "share": self.shares}
+        return Frame("layer class class", LAYER).of(self, columns)
 
     def per_class(self) -> pd.DataFrame:
         """One row per layer and class: accuracy on its images with Wilson's 95 % interval, and
         precision. NaN where there are no images, or no such predictions."""
-        images, predictions = self.counts.sum(axis=2).ravel(), self.counts.sum(axis=1).ravel()
-        right = np.diagonal(self.counts, axis1=1, axis2=2).ravel()
+        images, predictions = self.counts.sum(axis=2), self.counts.sum(axis=1)
+        right = np.diagonal(self.counts, axis1=1, axis2=2)
         low, high = _bounds(right, images)
         columns = {
-            "class": np.tile(self.class_names, len(self.layers)),
+            "class": self.class_names,
             "images": images,
             "accuracy": ratio(right, images),
             "low": low,
             "high": high,
             "precision": ratio(right, predictions),
         }
-        return layer_frame(self, columns, len(self.class_names))
+        return Frame("layer class", LAYER).of(self, columns)
 
 
 def _bounds(hits: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Wilson's 95 % interval [2, B] of `hits` of `n` [B], NaN where n is 0."""
-    some, bounds = n > 0, np.full((2, len(n)), np.nan)
+    """Wilson's 95 % interval [2, ...] of `hits` of `n` [...], NaN where n is 0."""
+    some, bounds = n > 0, np.full((2, *n.shape), np.nan)
     if some.any():
         bounds[:, some] = wilson_interval(hits[some], n[some])
     return bounds
@@ -138,44 +135,40 @@ class Calibration(Result):
     (Wilson) describe the bins, NaN where empty."""
 
     title: ClassVar[str] = "Calibration"
+    frame = Frame(
+        "layer",
+        f"""{LAYER} ece ece_null ece_null_high brier nll mean_confidence mean_accuracy temperature
+        n_test source""",
+    )
 
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
-    ece: np.ndarray
-    ece_null: np.ndarray
-    ece_null_high: np.ndarray
-    brier: np.ndarray
-    nll: np.ndarray
-    mean_confidence: np.ndarray
-    mean_accuracy: np.ndarray
-    edges: np.ndarray
-    counts: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    temperature: np.ndarray
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    ece: Annotated[np.ndarray, "layer"]
+    ece_null: Annotated[np.ndarray, "layer"]
+    ece_null_high: Annotated[np.ndarray, "layer"]
+    brier: Annotated[np.ndarray, "layer"]
+    nll: Annotated[np.ndarray, "layer"]
+    mean_confidence: Annotated[np.ndarray, "layer"]
+    mean_accuracy: Annotated[np.ndarray, "layer"]
+    edges: Annotated[np.ndarray, "bin + 1"]
+    counts: Annotated[np.ndarray, "layer", "bin"]
+    confidence: Annotated[np.ndarray, "layer", "bin"]
+    accuracy: Annotated[np.ndarray, "layer", "bin"]
+    low: Annotated[np.ndarray, "layer", "bin"]
+    high: Annotated[np.ndarray, "layer", "bin"]
+    temperature: Annotated[np.ndarray, "layer"]
     n_test: int
     resamples: int
     seed: int
     source: str
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per layer."""
-        names = (*_PER_LAYER, "temperature", "n_test", "source")
-        return layer_frame(self, fields(self, names))
-
     def bins_frame(self) -> pd.DataFrame:
         """One row per layer and bin."""
-        columns = {
-            "from": np.tile(self.edges[:-1], len(self.layers)),
-            "to": np.tile(self.edges[1:], len(self.layers)),
-            "images": self.counts.ravel(),
-            **fields(self, _PER_BIN),
-        }
-        return layer_frame(self, columns, len(self.edges) - 1)
+        columns = {"from": self.edges[:-1], "to": self.edges[1:], "images": self.counts}
+        columns |= {name: getattr(self, name) for name in _PER_BIN}
+        return Frame("layer bin", LAYER).of(self, columns)
 
 
 @checked(MeasureError)

@@ -4,23 +4,20 @@ that mean the same in both."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 
 from mixer_probe.capture import ImageSource
 from mixer_probe.core.errors import MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import apart, check_apart, keys_of
-from mixer_probe.core.result import ModelRecord
 from mixer_probe.images.classes import Labelled, require_labels, shared_classes
 from mixer_probe.linear.stratification import stratified
-from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 
 Runs = tuple[RepresentationsLike, RepresentationsLike]
 Labels = tuple[np.ndarray, np.ndarray]
+# The first columns of the `Frame` of a result with one row per layer, or several.
+LAYER = "model=model.name model.trained layer=layers.name layers.kind layers.depth"
 
 
 def train_labels(reps: RepresentationsLike) -> np.ndarray:
@@ -152,45 +149,3 @@ def finite_pair(
     """`layer_pair`; None, with a NonFiniteWarning, where some features are NaN or infinite."""
     pair = layer_pair(train, test, name)
     return None if warn_non_finite(name, count_non_finite(*pair), stacklevel=6) else pair
-
-
-class OfLayers(Protocol):
-    """A result with one row per layer."""
-
-    @property
-    def model(self) -> ModelRecord:
-        """The network."""
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """In execution order."""
-
-
-def layer_frame(
-    result: OfLayers,
-    columns: Mapping[str, Any],
-    repeat: int = 1,
-    untrained: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """A table with `repeat` rows per layer: model, trained, layer, kind, depth, and `columns`;
-    below it that of the untrained baseline."""
-    first = {
-        name: np.repeat([getattr(layer, attribute) for layer in result.layers], repeat)
-        for name, attribute in _LAYER
-    }
-    frame = pd.DataFrame(
-        {"model": result.model.name, "trained": result.model.trained, **first, **columns}
-    )
-    return frame if untrained is None else pd.concat([frame, untrained], ignore_index=True)
-
-
-def fields(result: object, names: Sequence[str]) -> dict[str, Any]:
-    """The fields of a result by name; arrays of several axes are flattened."""
-    found = {name: getattr(result, name) for name in names}
-    return {
-        name: value.ravel() if isinstance(value, np.ndarray) else value
-        for name, value in found.items()
-    }
-
-
-_LAYER = (("layer", "name"), ("kind", "kind"), ("depth", "depth"))

@@ -6,12 +6,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from mixer_probe.core.errors import MeasureError, UndefinedProbeWarning
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import Labelled, shared_classes
@@ -20,12 +20,11 @@ from mixer_probe.linear.many_targets import RidgeFits, classify
 from mixer_probe.linear.ridge import default_l2
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.runs import (
+    LAYER,
     Runs,
     check_runs,
     check_untrained,
-    fields,
     finite_pair,
-    layer_frame,
     majority_rate,
 )
 from mixer_probe.probing.targets import Target
@@ -50,48 +49,34 @@ class TargetProbe(Result):
     images where a target is defined."""
 
     title: ClassVar[str] = "Probes beyond the class"
+    frame = Frame(
+        "layer target",
+        f"""{LAYER} target=targets metric=metrics score low high left_out error l2 chance n_train
+        n_test unit=units""",
+        below="untrained",
+    )
 
     model: ModelRecord
     images_train: ImagesRecord
     images_test: ImagesRecord
-    layers: tuple[Layer, ...]
-    targets: tuple[str, ...]
-    kinds: tuple[str, ...]
-    metrics: tuple[str, ...]
-    units: tuple[str, ...]
-    meanings: tuple[str, ...]
-    score: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    chance: np.ndarray
-    left_out: np.ndarray
-    error: np.ndarray
-    l2: np.ndarray
-    n_train: np.ndarray
-    n_test: np.ndarray
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    targets: Annotated[tuple[str, ...], "target"]
+    kinds: Annotated[tuple[str, ...], "target"]
+    metrics: Annotated[tuple[str, ...], "target"]
+    units: Annotated[tuple[str, ...], "target"]
+    meanings: Annotated[tuple[str, ...], "target"]
+    score: Annotated[np.ndarray, "layer", "target"]
+    low: Annotated[np.ndarray, "layer", "target"]
+    high: Annotated[np.ndarray, "layer", "target"]
+    chance: Annotated[np.ndarray, "target"]
+    left_out: Annotated[np.ndarray, "layer", "target"]
+    error: Annotated[np.ndarray, "layer", "target"]
+    l2: Annotated[np.ndarray, "layer", "target"]
+    n_train: Annotated[np.ndarray, "target"]
+    n_test: Annotated[np.ndarray, "target"]
     reduce: str
     estimator: str = "ridge, l2 by leave-one-out"
     untrained: TargetProbe | None = None
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per layer and target, of the network and then of its untrained baseline."""
-        layers = len(self.layers)
-        columns = {
-            "target": self.targets * layers,
-            "metric": self.metrics * layers,
-            **fields(self, _SCORES),
-            **{
-                name: np.tile(getattr(self, name), layers)
-                for name in ("chance", "n_train", "n_test")
-            },
-            "unit": self.units * layers,
-        }
-        return layer_frame(
-            self,
-            columns,
-            len(self.targets),
-            None if self.untrained is None else self.untrained.to_frame(),
-        )
 
 
 @checked(MeasureError)

@@ -22,13 +22,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
 from mixer_probe.core.errors import MeasureError, StoreError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import (
     ImagesRecord,
     ModelRecord,
@@ -181,6 +182,11 @@ class ReportDiff(Result):
     differ would by chance."""
 
     title: ClassVar[str] = "Differences of reports"
+    frame = Frame(
+        "number",
+        """result=results row=rows number=columns a,a_low,a_high,b,b_low,b_high=values difference
+        low,high=bounds moved p=p_value q=q_value""",
+    )
 
     name_a: str
     name_b: str
@@ -188,34 +194,34 @@ class ReportDiff(Result):
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     notes: tuple[str, ...]
-    results: tuple[str, ...]
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: np.ndarray
+    results: Annotated[tuple[str, ...], "number"]
+    rows: Annotated[tuple[str, ...], "number"]
+    columns: Annotated[tuple[str, ...], "number"]
+    values: Annotated[np.ndarray, "number", 6]
     compared: int
     plain: int
     changes: tuple[Change, ...]
 
     @cached_property
-    def bounds(self) -> np.ndarray:
+    def bounds(self) -> Annotated[np.ndarray, "number", 2]:
         """95 % intervals [n, 2] of B minus A."""
         return difference_interval(*self.values.T)
 
     @cached_property
-    def p_value(self) -> np.ndarray:
+    def p_value(self) -> Annotated[np.ndarray, "number"]:
         """Two-sided p-values [n] of no difference, by the interval's side towards zero taken for
         1.96 standard errors."""
         return difference_p(*self.values.T)
 
     @cached_property
-    def q_value(self) -> np.ndarray:
+    def q_value(self) -> Annotated[np.ndarray, "number"]:
         """p-values [n] adjusted for the false discovery rate among the numbers that differ
         (Benjamini and Hochberg 1995)."""
         q: np.ndarray = false_discovery_control(self.p_value) if len(self.values) else np.empty(0)
         return q
 
     @property
-    def moved(self) -> np.ndarray:
+    def moved(self) -> Annotated[np.ndarray, "number"]:
         """Which numbers [n] moved beyond their intervals."""
         beyond: np.ndarray = (self.bounds[:, 0] > 0) | (self.bounds[:, 1] < 0)
         return beyond
@@ -231,29 +237,14 @@ class ReportDiff(Result):
         """Whether nothing differs, not even a number within its interval."""
         return not (len(self.values) or self.changes or self.only_a or self.only_b or self.notes)
 
+    @property
+    def difference(self) -> Annotated[np.ndarray, "number"]:
+        """B minus A [n]."""
+        return np.asarray(self.values[:, 3] - self.values[:, 0])
+
     def to_frame(self) -> pd.DataFrame:
         """One number with intervals that differs a row, those that moved most first."""
-        a, low_a, high_a, b, low_b, high_b = self.values.T
-        frame = pd.DataFrame(
-            {
-                "result": self.results,
-                "row": self.rows,
-                "number": self.columns,
-                "a": a,
-                "a_low": low_a,
-                "a_high": high_a,
-                "b": b,
-                "b_low": low_b,
-                "b_high": high_b,
-                "difference": b - a,
-                "low": self.bounds[:, 0],
-                "high": self.bounds[:, 1],
-                "moved": self.moved,
-                "p": self.p_value,
-                "q": self.q_value,
-            }
-        )
-        return frame.sort_values("p", kind="stable", ignore_index=True)
+        return super().to_frame().sort_values("p", kind="stable", ignore_index=True)
 
     def changes_frame(self) -> pd.DataFrame:
         """One column without intervals that differs a row."""

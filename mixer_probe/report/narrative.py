@@ -35,6 +35,7 @@ QUESTIONS = {
     ),
     "control": ("Untrained baselines", ("probes", "similarity", "selectivity", "partners")),
 }
+_COLUMNS = "group model kind where value low high null n verdict sentence"
 
 
 @dataclass(frozen=True)
@@ -56,36 +57,11 @@ class Narrative(Result):
         """One number per row, with interval, null, n and the sentence that rests on it; findings
         without numbers have one row."""
         rows = [
-            (
-                f.question,
-                f.networks,
-                n.kind,
-                n.where,
-                n.value,
-                n.low,
-                n.high,
-                n.null,
-                n.n,
-                f.verdict,
-                f.sentence,
-            )
+            {"group": f.question, "model": f.networks, **vars(f), **vars(n)}
             for f in self.findings
             for n in f.numbers or (Number("", float("nan")),)
         ]
-        columns = [
-            "group",
-            "model",
-            "kind",
-            "where",
-            "value",
-            "low",
-            "high",
-            "null",
-            "n",
-            "verdict",
-            "sentence",
-        ]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=_COLUMNS.split())
 
 
 def narrate(results: Sequence[Result]) -> Narrative:

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -36,18 +36,23 @@ class LayerIdentification(Result):
     the same one for all; "predictivity_reverse" has them the other way round."""
 
     title: ClassVar[str] = "Layer identification across seeds"
+    frame = Frame(
+        "measure",
+        """model_a,model_b=models.name measure=measures a_to_b,b_to_a=fraction both chance
+        layers=layer n reduce""",
+    )
 
-    models: tuple[ModelRecord, ModelRecord]
-    layers: tuple[Layer, ...]
-    measures: tuple[str, ...]
-    labels: tuple[str, ...]
-    best_match: np.ndarray
+    models: Annotated[tuple[ModelRecord, ModelRecord], 2]
+    layers: Annotated[tuple[Layer, ...], "layer"]
+    measures: Annotated[tuple[str, ...], "measure"]
+    labels: Annotated[tuple[str, ...], "measure"]
+    best_match: Annotated[np.ndarray, "measure", 2, "layer"]
     n: int
     reduce: str
     grid: tuple[int, int] | None
 
     @property
-    def fraction(self) -> np.ndarray:
+    def fraction(self) -> Annotated[np.ndarray, "measure", 2]:
         """Fraction [measure, 2] of the layers whose closest layer is the one at the same place; NaN
         where none is defined."""
         right, defined = self._counts
@@ -66,27 +71,15 @@ class LayerIdentification(Result):
         right = self.best_match == np.arange(len(self.layers))
         return right.sum(axis=2), (self.best_match >= 0).sum(axis=2)
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per measure; `both` is the fraction over both directions.
+    @property
+    def both(self) -> Annotated[np.ndarray, "measure"]:
+        """`fraction` over both directions [measure].
 
         It has no interval: neighbouring layers are not independent, and two networks are one draw
         of a pair of seeds."""
         right, defined = (counts.sum(axis=1) for counts in self._counts)
         with np.errstate(invalid="ignore"):
-            both = right / defined
-        columns = {
-            "model_a": self.models[0].name,
-            "model_b": self.models[1].name,
-            "measure": list(self.measures),
-            "a_to_b": self.fraction[:, 0],
-            "b_to_a": self.fraction[:, 1],
-            "both": both,
-            "chance": self.chance,
-            "layers": len(self.layers),
-            "n": self.n,
-            "reduce": self.reduce,
-        }
-        return pd.DataFrame(columns)
+            return np.asarray(right / defined)
 
 
 @checked(MeasureError)

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -65,8 +66,8 @@ class Interval:
     which depend on the number of images, it is that of the mean value over draws of as many
     images."""
 
-    low: np.ndarray
-    high: np.ndarray
+    low: Annotated[np.ndarray, "layer_a", "layer_b"]
+    high: Annotated[np.ndarray, "layer_a", "layer_b"]
     resamples: int
     method: str = "jackknife over groups of images"
 

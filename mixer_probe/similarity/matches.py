@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -37,16 +37,16 @@ class LayerMatches(Result):
     title: ClassVar[str] = "Best-matching layers"
 
     matrix_label: str
-    layers_a: tuple[Layer, ...]
-    layers_b: tuple[Layer, ...]
+    layers_a: Annotated[tuple[Layer, ...], "layer_a"]
+    layers_b: Annotated[tuple[Layer, ...], "layer_b"]
     model_a: ModelRecord | None
     model_b: ModelRecord | None
     n: int
     measure: str
-    best_match: np.ndarray
-    value: np.ndarray
-    null95: np.ndarray
-    above: np.ndarray
+    best_match: Annotated[np.ndarray, "layer_a"]
+    value: Annotated[np.ndarray, "layer_a"]
+    null95: Annotated[np.ndarray, "layer_a"]
+    above: Annotated[np.ndarray, "layer_a"]
     tau: float
     monotone: bool
     tau_p: float

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.intervals import Interval
@@ -32,10 +33,17 @@ class SimilarityMatrix(Result):
     for, or not possible."""
 
     title: ClassVar[str] = "Similarity of layers"
+    frame = Frame(
+        "layer_a layer_b",
+        """layer_a=layers_a.name depth_a=layers_a.depth layer_b=layers_b.name
+        depth_b=layers_b.depth measure=definition.name value=values low=interval.low
+        high=interval.high null_mean=null.mean null_q95=null.quantile95 above_null calibrated n
+        p_a p_b estimator method""",
+    )
 
-    values: np.ndarray
-    layers_a: tuple[Layer, ...]
-    layers_b: tuple[Layer, ...]
+    values: Annotated[np.ndarray, "layer_a", "layer_b"]
+    layers_a: Annotated[tuple[Layer, ...], "layer_a"]
+    layers_b: Annotated[tuple[Layer, ...], "layer_b"]
     model_a: ModelRecord | None
     model_b: ModelRecord | None
     images: ImagesRecord | None
@@ -43,14 +51,14 @@ class SimilarityMatrix(Result):
     estimator: str
     kernel: str
     n: int
-    p_a: tuple[int, ...]
-    p_b: tuple[int, ...]
-    null: Null | None
+    p_a: Annotated[tuple[int, ...], "layer_a"]
+    p_b: Annotated[tuple[int, ...], "layer_b"]
+    null: Annotated[Null | None, "layer_a", "layer_b"]
     method: str
     reduce: str
     seed: int
     bandwidth: float | None = None
-    interval: Interval | None = None
+    interval: Annotated[Interval | None, "layer_a", "layer_b"] = None
     without_top_pc: int = 0
     grid: tuple[int, int] | None = None
 
@@ -68,7 +76,7 @@ class SimilarityMatrix(Result):
         return f"CKA ({self.kernel.replace('rbf', 'RBF')}, {self.estimator}{rest})"
 
     @property
-    def above_null(self) -> np.ndarray | None:
+    def above_null(self) -> Annotated[np.ndarray | None, "layer_a", "layer_b"]:
         """Which cells [La, Lb] are closer than 95 % of their null; None without a null. About 5 %
         of independent cells are."""
         if self.null is None:
@@ -79,7 +87,7 @@ class SimilarityMatrix(Result):
         return above
 
     @property
-    def calibrated(self) -> np.ndarray | None:
+    def calibrated(self) -> Annotated[np.ndarray | None, "layer_a", "layer_b"]:
         """(value - null mean) / (best value - null mean), [La, Lb]: 0 is what shuffled images give,
         1 what equal representations give. NaN where shuffled images give the best value too, as
         with more features than images. None without a null."""
@@ -121,32 +129,7 @@ class SimilarityMatrix(Result):
     def to_frame(self) -> pd.DataFrame:
         """One pair of layers per row, with its interval and null (NaN if there is none), n,
         features and estimator."""
-        nothing = np.full(self.values.shape, np.nan)
-        null, interval = self.null, self.interval
-        a, b = len(self.layers_a), len(self.layers_b)
-        columns = {
-            "layer_a": np.repeat([layer.name for layer in self.layers_a], b),
-            "depth_a": np.repeat([layer.depth for layer in self.layers_a], b),
-            "layer_b": np.tile([layer.name for layer in self.layers_b], a),
-            "depth_b": np.tile([layer.depth for layer in self.layers_b], a),
-            "measure": "cka_rbf" if self.kernel == "rbf" else self.measure,
-            "value": self.values.ravel(),
-            "low": (nothing if interval is None else interval.low).ravel(),
-            "high": (nothing if interval is None else interval.high).ravel(),
-            "null_mean": (nothing if null is None else null.mean).ravel(),
-            "null_q95": (nothing if null is None else null.quantile95).ravel(),
-            "above_null": pd.array(
-                [pd.NA] * (a * b) if self.above_null is None else self.above_null.ravel(),
-                dtype="boolean",
-            ),
-            "calibrated": (nothing if self.calibrated is None else self.calibrated).ravel(),
-            "n": self.n,
-            "p_a": np.repeat(self.p_a, b),
-            "p_b": np.tile(self.p_b, a),
-            "estimator": self.estimator,
-            "method": self.method,
-        }
-        return pd.DataFrame(columns)
+        return super().to_frame().astype({"above_null": "boolean"})
 
 
 def rank_correlations(matrices: Sequence[SimilarityMatrix]) -> list[float]:

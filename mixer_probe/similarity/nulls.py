@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -30,12 +31,12 @@ class Null:
     value is beyond `quantile95` with probability at most 5 %, whatever its distribution (Phipson
     and Smyth 2010). `method` says which images were paired."""
 
-    mean: np.ndarray
-    quantile95: np.ndarray
+    mean: Annotated[np.ndarray, "layer_a", "layer_b"]
+    quantile95: Annotated[np.ndarray, "layer_a", "layer_b"]
     permutations: int
-    maximum: np.ndarray
-    row_maximum: np.ndarray | None = None
-    column_maximum: np.ndarray | None = None
+    maximum: Annotated[np.ndarray, "permutation"]
+    row_maximum: Annotated[np.ndarray | None, "permutation", "layer_a"] = None
+    column_maximum: Annotated[np.ndarray | None, "permutation", "layer_b"] = None
     direction: int = 1
     method: str = "random pairings of all images"
 

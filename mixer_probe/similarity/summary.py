@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -34,12 +34,12 @@ class ModelSimilarity(Result):
 
     title: ClassVar[str] = "Models against models"
 
-    models: tuple[ModelRecord, ...]
-    values: np.ndarray
+    models: Annotated[tuple[ModelRecord, ...], "model"]
+    values: Annotated[np.ndarray, "model", "model"]
     label: str
     n: int
-    order: np.ndarray
-    linkage: np.ndarray
+    order: Annotated[np.ndarray, "model"]
+    linkage: Annotated[np.ndarray, "model - 1?", 4]
     calibrated: bool
 
     def to_frame(self) -> pd.DataFrame:

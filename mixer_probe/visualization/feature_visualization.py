@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from mixer_probe.capture import (
     stream,
 )
 from mixer_probe.core.errors import MeasureError, UndefinedVisualizationWarning, closest
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import plain_modes
@@ -67,30 +68,36 @@ class FeatureVisualization(Result):
     picture."""
 
     title: ClassVar[str] = "Feature visualization"
+    frame = Frame(
+        "unit method seed",
+        """model=model.name layer=layer.name layer.depth unit=units method=methods seed=seeds
+        objective activation strongest_real=real_values.first relative percentile steps
+        n_images=images.n""",
+    )
 
     model: ModelRecord
     images: ImagesRecord
     layer: Layer
     kind: str
-    units: np.ndarray
+    units: Annotated[np.ndarray, "unit"]
     objective: str
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
+    methods: Annotated[tuple[str, ...], "method"]
+    seeds: Annotated[tuple[int, ...], "seed"]
     steps: int
     settings: Mapping[str, Any]
-    pictures: np.ndarray
-    opacity: np.ndarray
-    activation: np.ndarray
-    trace: np.ndarray
-    percentile: np.ndarray
-    real_pictures: np.ndarray
-    real_values: np.ndarray
-    real_ids: np.ndarray
-    real_median: np.ndarray
-    directions: np.ndarray | None = None
+    pictures: Annotated[np.ndarray, "unit", "method", "seed", "height", "width", 3]
+    opacity: Annotated[np.ndarray, "unit", "method", "seed", "height", "width"]
+    activation: Annotated[np.ndarray, "unit", "method", "seed"]
+    trace: Annotated[np.ndarray, "unit", "method", "seed", "step"]
+    percentile: Annotated[np.ndarray, "unit", "method", "seed"]
+    real_pictures: Annotated[np.ndarray, "unit", "rank", "height", "width", 3]
+    real_values: Annotated[np.ndarray, "unit", "rank"]
+    real_ids: Annotated[np.ndarray, "unit", "rank"]
+    real_median: Annotated[np.ndarray, "unit"]
+    directions: Annotated[np.ndarray | None, "unit", "channel"] = None
 
     @property
-    def relative(self) -> np.ndarray:
+    def relative(self) -> Annotated[np.ndarray, "unit", "method", "seed"]:
         """Activations [unit, method, seed] from the median real image (0) to the strongest (1); NaN
         where these are equal."""
         span = self.real_values[:, 0] - self.real_median
@@ -115,25 +122,7 @@ class FeatureVisualization(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per picture."""
-        names = [self.kind.replace(" ", "_"), "method", "seed"]
-        index = pd.MultiIndex.from_product([self.units, self.methods, self.seeds], names=names)
-        return pd.DataFrame(
-            {
-                "model": self.model.name,
-                "layer": self.layer.name,
-                "depth": self.layer.depth,
-                **{name: index.get_level_values(name) for name in names},
-                "objective": self.objective,
-                "activation": self.activation.ravel(),
-                "strongest_real": np.repeat(
-                    self.real_values[:, 0], len(self.methods) * len(self.seeds)
-                ),
-                "relative": self.relative.ravel(),
-                "percentile": self.percentile.ravel(),
-                "steps": self.steps,
-                "n_images": self.images.n,
-            }
-        )
+        return super().to_frame().rename(columns={"unit": self.kind.replace(" ", "_")})
 
 
 @plain_modes()

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.hooks import Call, hooked
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.core.switches import copied, evaluating
@@ -75,12 +75,12 @@ class FullFieldExample:
     block: str
     layer: str
     unit: int
-    channels: tuple[int, ...]
-    maps: np.ndarray
-    kernel: np.ndarray
+    channels: Annotated[tuple[int, ...], "channel"]
+    maps: Annotated[np.ndarray, "channel", "row", "column"]
+    kernel: Annotated[np.ndarray, "row", "column"]
     bias: float
-    convolved: np.ndarray
-    linear: np.ndarray
+    convolved: Annotated[np.ndarray, "channel"]
+    linear: Annotated[np.ndarray, "channel"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ class ConvolutionEquivalence(Result):
     `largest_output` the largest |output| of the original."""
 
     title: ClassVar[str] = "A Mixer as a CNN"
+    frame = Frame(
+        "check",
+        """model=model.name model.parameters parameters_as_cnn=parameters checks.form checks.dtype
+        largest_difference=checks.difference own_rounding=checks.rounding output largest_output
+        same_class=checks.same checks.n convolutions=convolutions.count.sum linear_layers""",
+    )
 
     model: ModelRecord
     images: ImagesRecord
@@ -106,34 +112,9 @@ class ConvolutionEquivalence(Result):
     linear_layers: int
     output: str
     largest_output: float
-    convolutions: tuple[ConvolutionCount, ...]
-    checks: tuple[EquivalenceCheck, ...]
+    convolutions: Annotated[tuple[ConvolutionCount, ...], "convolution"]
+    checks: Annotated[tuple[EquivalenceCheck, ...], "check"]
     example: FullFieldExample
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per form and data type."""
-        head = {
-            "model": self.model.name,
-            "parameters": self.model.parameters,
-            "parameters_as_cnn": self.parameters,
-        }
-        rows = [
-            {
-                **head,
-                "form": check.form,
-                "dtype": check.dtype,
-                "largest_difference": check.difference,
-                "own_rounding": check.rounding,
-                "output": self.output,
-                "largest_output": self.largest_output,
-                "same_class": check.same,
-                "n": check.n,
-                "convolutions": sum(c.count for c in self.convolutions),
-                "linear_layers": self.linear_layers,
-            }
-            for check in self.checks
-        ]
-        return pd.DataFrame(rows)
 
 
 @checked(MeasureError)

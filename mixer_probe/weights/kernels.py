@@ -20,7 +20,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -95,9 +95,9 @@ class SpatialKernel:
     grid: Grid
     step_px: Pixels
     offset_step_px: Pixels
-    matrix: np.ndarray | None
-    mean: np.ndarray
-    rms: np.ndarray
+    matrix: Annotated[np.ndarray | None, "position", "position"]
+    mean: Annotated[np.ndarray, "row", "column"]
+    rms: Annotated[np.ndarray, "row", "column"]
     norm: float
     translation_fraction: float
     translation_iid: float
@@ -105,7 +105,7 @@ class SpatialKernel:
     distance_sd: float
     uniform_px: float
     self_mass: float
-    head_distance_px: np.ndarray
+    head_distance_px: Annotated[np.ndarray, "head"]
 
     @property
     def reach_px(self) -> tuple[float, float]:
@@ -127,7 +127,7 @@ class SpatialKernels(Result):
     title: ClassVar[str] = "Spatial kernels"
 
     model: ModelRecord
-    kernels: tuple[SpatialKernel, ...]
+    kernels: Annotated[tuple[SpatialKernel, ...], "kernel"]
     most_structured: int = -1
     p_value: float = float("nan")
     draws: int = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pandas as pd
 from torch import nn
@@ -66,7 +66,7 @@ class Anatomy(Result):
 
     model: ModelRecord
     input_size: tuple[int, int, int]
-    modules: tuple[ModuleAnatomy, ...]
+    modules: Annotated[tuple[ModuleAnatomy, ...], "module"]
     parameters: int
     macs: int
     seed: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ class PaperFigures(Result):
     model: ModelRecord
     units: TokenMixing
     stem: StemFilters
-    stem_shuffled: np.ndarray
+    stem_shuffled: Annotated[np.ndarray, "draw"]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per block: measures of its units, each with its null."""

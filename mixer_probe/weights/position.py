@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -54,10 +54,10 @@ class PositionEmbeddings(Result):
     patch: tuple[float, float]
     channels: int
     centred: bool
-    similarity: np.ndarray
-    norms: np.ndarray
-    prefix_similarity: np.ndarray
-    prefix_norms: np.ndarray
+    similarity: Annotated[np.ndarray, "row", "column", "row", "column"]
+    norms: Annotated[np.ndarray, "row", "column"]
+    prefix_similarity: Annotated[np.ndarray, "prefix", "row", "column"]
+    prefix_norms: Annotated[np.ndarray, "prefix"]
     row_share: float
     column_share: float
     interaction_share: float

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -50,7 +50,7 @@ class IidSpectrum:
     value of all draws, and the `limit` that the largest of one more draw exceeds in 5 % of cases
     (infinite for a single draw)."""
 
-    values: np.ndarray
+    values: Annotated[np.ndarray, "value"]
     largest: float
     limit: float
     draws: int
@@ -85,7 +85,7 @@ class MatrixSpectrum:
     stride: tuple[int, int]
     parameters: int
     frobenius: float
-    values: np.ndarray = field(repr=False)
+    values: Annotated[np.ndarray, "value"] = field(repr=False)
     edge: float
     limit: float
     null: int
@@ -153,7 +153,7 @@ class WeightSpectra(Result):
     title: ClassVar[str] = "Spectra of mixing matrices"
 
     model: ModelRecord
-    entries: tuple[MatrixSpectrum, ...]
+    entries: Annotated[tuple[MatrixSpectrum, ...], "entry"]
     nulls: tuple[IidSpectrum, ...]
     left_out: tuple[tuple[str, str], ...]
     largest_grid: int | None

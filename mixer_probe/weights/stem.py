@@ -7,13 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
 from mixer_probe.core.errors import MeasureError, ModelError
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.model import Model
@@ -39,21 +40,26 @@ class StemFilters(Result):
     as the network applies them to normalised pixels."""
 
     title: ClassVar[str] = "Stem filters"
+    frame = Frame(
+        "unit",
+        """model=model.name layer unit norm frequency_cycles_per_pixel=frequency
+        luminance_share=luminance""",
+    )
 
     model: ModelRecord
     layer: str
-    filters: np.ndarray
+    filters: Annotated[np.ndarray, "unit", "channel", "height", "width"]
     stride: tuple[int, int]
-    frequency: np.ndarray
+    frequency: Annotated[np.ndarray, "unit"]
 
     @property
-    def norm(self) -> np.ndarray:
+    def norm(self) -> Annotated[np.ndarray, "unit"]:
         """Euclidean norm [unit]."""
         norms: np.ndarray = np.sqrt((self.filters**2).sum((1, 2, 3)))
         return norms
 
     @property
-    def luminance(self) -> np.ndarray:
+    def luminance(self) -> Annotated[np.ndarray, "unit"]:
         """Fraction [unit] of the energy of a filter on the grey direction; the rest is chrominance.
         NaN for a filter of zeros.
 
@@ -115,23 +121,11 @@ class StemFilters(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row per unit: norm, frequency, and the fractions of its energy on the axes of
         colour."""
-        frame = pd.DataFrame(
-            {
-                "model": self.model.name,
-                "layer": self.layer,
-                "unit": np.arange(len(self)),
-                "norm": self.norm,
-                "frequency_cycles_per_pixel": self.frequency,
-                "luminance_share": self.luminance,
-            }
-        )
-        if self.shape[1] != 3:
-            return frame
-        return frame.assign(
-            **dict(
-                zip(("red_green_share", "blue_yellow_share"), colour_fractions(self.filters).T[1:])
-            )
-        )
+        frame = super().to_frame()
+        if self.shape[1] == 3:
+            names = ["red_green_share", "blue_yellow_share"]
+            frame[names] = colour_fractions(self.filters)[:, 1:]
+        return frame
 
 
 def stem_filters(model: Model) -> StemFilters:
@@ -189,11 +183,11 @@ class StemComponents(Result):
 
     model: ModelRecord
     layer: str
-    components: np.ndarray
-    shares: np.ndarray
-    scores: np.ndarray
-    frequency: np.ndarray
-    luminance: np.ndarray
+    components: Annotated[np.ndarray, "component", "channel", "height", "width"]
+    shares: Annotated[np.ndarray, "energy"]
+    scores: Annotated[np.ndarray, "unit", "component"]
+    frequency: Annotated[np.ndarray, "component"]
+    luminance: Annotated[np.ndarray, "component"]
     units: int
     centred: bool
 

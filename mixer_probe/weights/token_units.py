@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ from mixer_probe.core.errors import (
     closest,
     layer_index,
 )
+from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.threads import parallel_map
 from mixer_probe.core.validate import checked
@@ -76,10 +77,10 @@ class TokenMixing(Result):
     layer: str
     grid: tuple[int, int]
     patch: tuple[float, float]
-    blocks: tuple[str, ...]
-    read: tuple[UnitSet, ...]
-    gate: tuple[UnitSet, ...]
-    write: tuple[UnitSet, ...]
+    blocks: Annotated[tuple[str, ...], "block"]
+    read: Annotated[tuple[UnitSet, ...], "block"]
+    gate: Annotated[tuple[UnitSet, ...], "block?"]
+    write: Annotated[tuple[UnitSet, ...], "block?"]
     surrogates: int
     shuffles: int
     seed: int
@@ -194,18 +195,15 @@ class TokenMixing(Result):
         """One row per unit of a side ("read" by default) with every measure."""
         side, tables = side or "read", []
         for i, block in enumerate(self.blocks):
-            units = self.measures(i, side)
             head = {
                 "model": self.model.name,
                 "block": block,
                 "depth": (i + 1) / len(self.blocks),
                 "side": side,
             }
-            columns = {label: getattr(units, name) for name, label in _UNIT_COLUMNS.items()}
-            columns |= {"centre_row_px": units.centre[:, 0], "centre_column_px": units.centre[:, 1]}
-            if side != "read":
-                columns["cosine_with_read"] = self.cosine_with_read(i, side)
-            tables.append(pd.DataFrame({**head, "unit": np.arange(len(units.maps)), **columns}))
+            more = {} if side == "read" else {"cosine_with_read": self.cosine_with_read(i, side)}
+            units = _UNITS.of(self.measures(i, side), more)
+            tables.append(pd.concat([pd.DataFrame(head, index=units.index), units], axis=1))
         return pd.concat(tables, ignore_index=True)
 
     @checked(MeasureError)
@@ -245,21 +243,13 @@ class TokenMixing(Result):
         return pd.DataFrame(rows)
 
 
-_UNIT_COLUMNS = {
-    "norm": "norm",
-    "frequency": "frequency_cycles_per_token",
-    "orientation": "orientation_degrees",
-    "coherence": "coherence",
-    "peak_row": "peak_row",
-    "peak_column": "peak_column",
-    "peak_frequency": "peak_frequency_cycles_per_token",
-    "phase": "phase_degrees",
-    "peak_share": "peak_share",
-    "spread": "spread_px",
-    "partner": "partner",
-    "partner_cosine": "partner_cosine",
-    "partner_p": "partner_p",
-}
+_UNITS = Frame(
+    "unit",
+    """unit norm frequency_cycles_per_token=frequency orientation_degrees=orientation coherence
+    peak_row peak_column peak_frequency_cycles_per_token=peak_frequency phase_degrees=phase
+    peak_share spread_px=spread partner partner_cosine partner_p
+    centre_row_px,centre_column_px=centre""",
+)
 _BLOCK_COLUMNS = {
     "frequency": "mean_frequency",
     "spread": "mean_spread_px",

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -60,10 +60,10 @@ class KernelSpectrum:
     offset. The sign of a shared kernel is arbitrary: its largest entry (times the root of its
     pairs) is made positive."""
 
-    energies: np.ndarray
-    offset_energies: np.ndarray
-    null: np.ndarray
-    dictionary: np.ndarray
+    energies: Annotated[np.ndarray, "kernel"]
+    offset_energies: Annotated[np.ndarray, "offset_kernel"]
+    null: Annotated[np.ndarray, "draw", "offset_kernel"]
+    dictionary: Annotated[np.ndarray, "top", "row", "column"]
 
     @property
     def shares(self) -> np.ndarray:
@@ -155,7 +155,7 @@ class KernelTying(Result):
 
     model: ModelRecord
     images: ImagesRecord | None
-    layers: tuple[LayerTying, ...]
+    layers: Annotated[tuple[LayerTying, ...], "layer"]
     draws: int
     seed: int
 

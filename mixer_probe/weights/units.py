@@ -11,6 +11,7 @@ every pair of them would be significant.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from scipy.stats import ttest_1samp
@@ -69,21 +70,21 @@ class UnitSet:
       p-value of the mean coherence being above that of the same units shuffled (Student's t over
       the differences of units, one-sided)."""
 
-    maps: np.ndarray
-    norm: np.ndarray
-    frequency: np.ndarray
-    orientation: np.ndarray
-    coherence: np.ndarray
-    peak_row: np.ndarray
-    peak_column: np.ndarray
-    peak_frequency: np.ndarray
-    phase: np.ndarray
-    peak_share: np.ndarray
-    centre: np.ndarray
-    spread: np.ndarray
-    partner: np.ndarray
-    partner_cosine: np.ndarray
-    partner_p: np.ndarray
+    maps: Annotated[np.ndarray, "unit", "row", "column"]
+    norm: Annotated[np.ndarray, "unit"]
+    frequency: Annotated[np.ndarray, "unit"]
+    orientation: Annotated[np.ndarray, "unit"]
+    coherence: Annotated[np.ndarray, "unit"]
+    peak_row: Annotated[np.ndarray, "unit"]
+    peak_column: Annotated[np.ndarray, "unit"]
+    peak_frequency: Annotated[np.ndarray, "unit"]
+    phase: Annotated[np.ndarray, "unit"]
+    peak_share: Annotated[np.ndarray, "unit"]
+    centre: Annotated[np.ndarray, "unit", 2]
+    spread: Annotated[np.ndarray, "unit"]
+    partner: Annotated[np.ndarray, "unit"]
+    partner_cosine: Annotated[np.ndarray, "unit"]
+    partner_p: Annotated[np.ndarray, "unit"]
     null_mean: float
     null_q05: float
     statistics: BlockStatistics

@@ -114,9 +114,9 @@ def test_the_exponent_of_planted_times() -> None:
     growth = cost_growth(CASES["mixer"].model(), timed=0)
     assert np.isnan(growth.measured_exponent).all()
     rng = np.random.default_rng(0)
-    exact = replace(growth, seconds=np.repeat(S[:, None] ** 1.5, 9, axis=1))
+    exact = replace(growth, seconds=np.repeat(S[:, None] ** 1.5, 9, axis=1), peak_bytes=S)
     assert exact.measured_exponent == pytest.approx((1.5, 1.5, 1.5))
-    noisy = replace(growth, seconds=S[:, None] ** 1.5 * np.exp(0.05 * rng.standard_normal((4, 25))))
+    noisy = replace(exact, seconds=S[:, None] ** 1.5 * np.exp(0.05 * rng.standard_normal((4, 25))))
     exponent, low, high = noisy.measured_exponent
     assert low < 1.5 < high
     assert low <= exponent <= high

@@ -241,8 +241,11 @@ def test_attention_is_relative_to_even() -> None:
 
 def test_positions_without_a_grid_are_one_row() -> None:
     result = placed("net")
-    flat = replace(result, accuracy=tuple(part.reshape(1, -1) for part in result.accuracy))
-    check_layout(position_maps([flat]))
+    flat = {
+        name: tuple(part.reshape(1, -1) for part in getattr(result, name))
+        for name in ("accuracy", "low", "high", "left_out")
+    }
+    check_layout(position_maps([replace(result, **flat)]))
 
 
 def test_patch_positions_are_in_pixels_beside_chance() -> None:

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 from sklearn.metrics import confusion_matrix as reference
 
+from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.result import ImagesRecord, from_dict, to_dict
 from mixer_probe.probing import linear_probe, wilson_interval
@@ -142,8 +143,7 @@ def told(result, probabilities, labels):
     y = np.asarray(labels)
     names = tuple(str(k) for k in range(p.shape[2]))
     return replace(
-        result,
-        layers=result.layers[:1],
+        select(result, "layer", [0]),
         probabilities=p,
         labels=y,
         predicted=p.argmax(axis=2),

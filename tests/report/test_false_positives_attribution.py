@@ -24,6 +24,7 @@ from mixer_probe.attribution.findings import (
     networks_sentence,
     randomisation_sentence,
 )
+from mixer_probe.core.dimensions import select
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.models.layer import Layer
 from mixer_probe.stats import FEWEST
@@ -256,7 +257,7 @@ def test_a_claim_that_is_due_is_made() -> None:
 def test_too_few_images_bear_no_claim(make: Callable[[Random], object]) -> None:
     """Everything that is said of n images says so where n is too small."""
     found = make(np.random.default_rng(0))
-    few = replace(found, ids=IDS[:6])  # type: ignore[type-var]
+    few = select(found, "image", range(6))
     sentences = {
         at.PerturbationCurves: lambda r: [curves_sentence(r, "deletion")],
         at.Faithfulness: lambda r: list(faithfulness_sentences(r)),

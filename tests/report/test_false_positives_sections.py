@@ -199,7 +199,9 @@ def shortest_code(rng: Random, planted: bool) -> bool:
 def shorter_groups(rng: Random, planted: bool) -> bool:
     """Groups that are one random grouping of the classes more."""
     bits = 40 + rng.standard_normal((1, 31)) - (10 * (np.arange(31) == 0) if planted else 0)
-    code = replace(control_coded("net", layers=1), bits=bits[:, :1], control_bits=bits[:, 1:, None])
+    code = control_coded("net", layers=1)
+    controls = np.repeat(code.controls[:1], 30, axis=0)
+    code = replace(code, bits=bits[:, :1], controls=controls, control_bits=bits[:, 1:, None])
     return ", significantly fewer than random groupings" in control_code_sentence(code)
 
 
@@ -427,7 +429,7 @@ def pages(rng: Random, planted: bool, count: int = 6) -> Section:
     images = ImagesRecord("demo", "test", N, 4, "0" * 64)
     selective: dict[str, Any] = {
         "class_names": CLASSES,
-        "auroc": np.array([0.7, 0.4]),
+        "auroc": np.array([0.7, 0.4, 0.5, 0.5]),
         "relation": "responds to",
     }
     (section,) = pages_section(

@@ -17,6 +17,7 @@ from timm.models.mlp_mixer import MlpMixer
 import mixer_probe as mp
 from mixer_probe.attribution import Agreement, PerturbationCurves
 from mixer_probe.channels import channel_partners, class_selectivity
+from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import UndefinedKernelWarning, UndefinedUnitsWarning
 from mixer_probe.core.finding import Finding
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, from_dict, to_dict
@@ -403,15 +404,7 @@ def test_the_networks_that_agree_most_are_the_planted_ones() -> None:
 def test_pairs_are_ranked_by_the_methods_that_all_have() -> None:
     """One and three agree most by saliency; two and three have a method of their own, by which they
     agree entirely."""
-    own = agreeing([0.0, 0.0, 1.0], method="attention_rollout")
-    own = replace(
-        own,
-        models=own.models[1:],
-        methods=own.methods[1:],
-        values=own.values[1:, 1:],
-        null=own.null[1:, 1:],
-        null95=own.null95[1:, 1:],
-    )
+    own = select(agreeing([0.0, 0.0, 1.0], method="attention_rollout"), "attribution", [1, 2])
     finding = told([agreeing([0.1, 0.6, 0.1]), own], "attributions")[0]
     assert "most one and three" in finding.sentence
     assert {n.kind for n in finding.numbers} == {"agreement above the null, 1 method"}
