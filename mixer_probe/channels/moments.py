@@ -9,14 +9,14 @@ where the mean is far above the spread.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from mixer_probe.channels.quantiles import BUCKETS, histogram
-from mixer_probe.core.accumulator import dims
 from mixer_probe.models.layer import Layer
 
 # Layers of more channels get no covariance unless it is asked for: it grows with the square of the
@@ -36,10 +36,10 @@ class Central:
     deviations from it, float64."""
 
     count: int
-    mean: Tensor = field(metadata=dims("channel"))
-    second: Tensor = field(metadata=dims("channel"))
-    third: Tensor = field(metadata=dims("channel"))
-    fourth: Tensor = field(metadata=dims("channel"))
+    mean: Annotated[Tensor, "channel"]
+    second: Annotated[Tensor, "channel"]
+    third: Annotated[Tensor, "channel"]
+    fourth: Annotated[Tensor, "channel"]
 
     @classmethod
     def of(cls, values: Tensor) -> Central:
@@ -82,12 +82,12 @@ class LayerMoments:
     be absent."""
 
     central: Central
-    minimum: Tensor = field(metadata=dims("channel"))
-    maximum: Tensor = field(metadata=dims("channel"))
-    zeros: Tensor = field(metadata=dims("channel"))
-    nonpositive: Tensor = field(metadata=dims("channel"))
-    counts: Tensor | None = field(metadata=dims("channel", "bucket"))
-    scatter: Tensor | None = field(metadata=dims("channel", "channel"))
+    minimum: Annotated[Tensor, "channel"]
+    maximum: Annotated[Tensor, "channel"]
+    zeros: Annotated[Tensor, "channel"]
+    nonpositive: Annotated[Tensor, "channel"]
+    counts: Annotated[Tensor | None, "channel", "bucket"]
+    scatter: Annotated[Tensor | None, "channel", "channel"]
 
     def copy(self) -> LayerMoments:
         """One that can be added to without a change to this one."""

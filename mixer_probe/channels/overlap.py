@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, stream
 from mixer_probe.channels.upsampling import anchors, interpolation
-from mixer_probe.core.accumulator import Accumulator, dims, held
+from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.progress import task
 from mixer_probe.core.validate import check_fraction
@@ -58,9 +59,9 @@ def n_above(values: int, quantile: float, where: str = "a channel") -> int:
 class Highest:
     """The largest values of each channel in a batch, the smallest, and whether all are finite."""
 
-    values: Tensor = field(metadata=dims("channel", "k"))
-    lowest: Tensor = field(metadata=dims("channel"))
-    finite: Tensor = field(metadata=dims("channel"))
+    values: Annotated[Tensor, "channel", "k"]
+    lowest: Annotated[Tensor, "channel"]
+    finite: Annotated[Tensor, "channel"]
 
 
 def highest(
@@ -327,10 +328,10 @@ class Overlap(Accumulator):
     image i has the mask of image orders[a, i]."""
 
     channels: int
-    orders: np.ndarray = field(metadata=dims("permutation", "image"))
+    orders: Annotated[np.ndarray, "permutation", "image"]
     concepts: int
-    _area: np.ndarray = held(None, "image", "channel")
-    _both: np.ndarray = held(None, "channel", "column")
+    _area: Annotated[np.ndarray, "image", "channel"] = held(None)
+    _both: Annotated[np.ndarray, "channel", "column"] = held(None)
 
     def __post_init__(self) -> None:
         self._area = np.zeros((self.orders.shape[1], self.channels))

@@ -161,7 +161,7 @@ class RunningTop(Accumulator):
     lowest: bool = False
     n: int = held(0)
     non_finite: int = held(0)
-    _kept: tuple[Tensor, Tensor, Tensor] | None = held(None, "rank", "channel")
+    _kept: Annotated[tuple[Tensor, Tensor, Tensor] | None, "part", "rank", "channel"] = held(None)
 
     def _what(self) -> str:
         return f"the {self.k} {'lowest' if self.lowest else 'highest'}"

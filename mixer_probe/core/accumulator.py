@@ -13,6 +13,7 @@ from typing import Any, Self, get_args, get_origin
 import numpy as np
 import torch
 
+from mixer_probe.core.dimensions import sizes
 from mixer_probe.core.errors import StoreError
 from mixer_probe.core.result import same
 from mixer_probe.core.typed import field_types, fits, spelled
@@ -25,7 +26,7 @@ class Accumulator(ABC):
     """Base of everything that adds up over images; more may follow a result.
 
     Subclasses are dataclasses. Arguments of the constructor are settings; what is added up is
-    declared by `held`."""
+    declared by `held`. Tensors and arrays name their `dimensions`."""
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,18 +66,12 @@ class Accumulator(ABC):
         vars(self).update(vars(found))
 
 
-def held(start: Any, *names: str) -> Any:
-    """A field that is added up, with its value before the first batch, or a function that makes it,
-    and the `dims` of its tensors."""
+def held(start: Any) -> Any:
+    """A field that is added up, with its value before the first batch, or a function that makes
+    it."""
     if callable(start):
-        return field(init=False, repr=False, default_factory=start, metadata=dims(*names))
-    return field(init=False, repr=False, default=start, metadata=dims(*names))
-
-
-def dims(*names: str) -> dict[str, tuple[str, ...]]:
-    """Metadata of a field: names of the dimensions of its tensors, each of one length in all fields
-    of an object; those called "" differ."""
-    return {"dims": names}
+        return field(init=False, repr=False, default_factory=start)
+    return field(init=False, repr=False, default=start)
 
 
 def _plain(value: Any) -> Any:
@@ -128,20 +123,12 @@ def _object(values: Mapping[str, Any], cls: Any, where: str) -> Any:
         raise StoreError(
             f"'{where}' of the state has {'no' if odd in declared else 'an unknown'} '{odd}'"
         )
-    hints, sizes = field_types(cls), dict[str, int]()
+    hints = field_types(cls)
     built = {name: _built(v, hints[name], f"{where}.{name}") for name, v in values.items()}
-    for name, f in declared.items():
-        axes = f.metadata.get("dims")
-        for part in built[name] if isinstance(built[name], tuple) else (built[name],):
-            if axes and part is not None:
-                shape = tuple(part.shape)
-                if len(shape) != len(axes) or any(
-                    axis and sizes.setdefault(axis, n) != n for axis, n in zip(axes, shape)
-                ):
-                    raise StoreError(
-                        f"'{where}.{name}' of the state has shape {shape}, not the "
-                        f"[{', '.join(axes)}] of its other parts"
-                    )
     made = cls(**{name: v for name, v in built.items() if declared[name].init})
     vars(made).update(built)
+    try:
+        sizes(made)
+    except ValueError as error:
+        raise StoreError(f"'{where}' of the state does not go together: {error}") from error
     return made

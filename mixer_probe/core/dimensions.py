@@ -58,7 +58,7 @@ def sizes(record: Any) -> dict[str, Size]:
     for field, axes in field_axes(cls).items():
         value = getattr(record, field)
         shape = () if value is None else _shape(value, axes)
-        if len(shape) != len(axes) and (isinstance(value, np.ndarray) or value):
+        if len(shape) != len(axes) and (hasattr(value, "shape") or value):
             names = ", ".join(axes)
             raise ValueError(f"'{field}' of a {kind} has {len(shape)} axes instead of [{names}]")
         for axis, size in zip(axes, shape, strict=False):
@@ -81,7 +81,7 @@ def sizes(record: Any) -> dict[str, Size]:
 
 def _shape(value: Any, axes: tuple[str, ...]) -> tuple[Size, ...]:
     """The sizes of the axes of a field."""
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "shape"):
         return tuple(value.shape)
     if is_dataclass(value):
         own = sizes(value)

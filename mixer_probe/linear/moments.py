@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,13 +43,13 @@ class RidgeMoments(Accumulator):
     Sums are about the origin `_shift`, the mean of the first block: of features by class, and of x
     x'."""
 
-    classes: np.ndarray = held(partial(np.zeros, 0, np.int64), "class")
-    counts: np.ndarray = held(partial(np.zeros, 0), "class")
+    classes: Annotated[np.ndarray, "class"] = held(partial(np.zeros, 0, np.int64))
+    counts: Annotated[np.ndarray, "class"] = held(partial(np.zeros, 0))
     # The smallest relative difference that the features can show.
     _eps: float = held(0.0)
-    _shift: Tensor | None = held(None, "p")
-    _by_class: Tensor = held(partial(torch.empty, 0, 0), "class", "p")
-    _outer: Tensor = held(partial(torch.empty, 0, 0), "p", "p")
+    _shift: Annotated[Tensor | None, "p"] = held(None)
+    _by_class: Annotated[Tensor, "class", "p"] = held(partial(torch.empty, 0, 0))
+    _outer: Annotated[Tensor, "p", "p"] = held(partial(torch.empty, 0, 0))
 
     @property
     def n(self) -> int:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, Piece, as_source, part_of, stream
-from mixer_probe.core.accumulator import Accumulator, dims, held
+from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.core.frame import Frame
@@ -235,11 +235,11 @@ class PositionMoments(Accumulator):
     Sums are of deviations from a shift, the mean of the first batch, so that a large common mean
     costs no digits."""
 
-    places: np.ndarray = field(metadata=dims("position", "coordinate"))
-    shift: Tensor | None = held(None, "channel")
+    places: Annotated[np.ndarray, "position", "coordinate"]
+    shift: Annotated[Tensor | None, "channel"] = held(None)
     n: int = held(0)
-    _sums: Tensor | None = held(None, "position", "channel")
-    _outer: Tensor | None = held(None, "channel", "channel")
+    _sums: Annotated[Tensor | None, "position", "channel"] = held(None)
+    _outer: Annotated[Tensor | None, "channel", "channel"] = held(None)
 
     def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(sums by position [S, C], scatter [C, C]) of tokens `x` [image, S, C] about the shift,

@@ -9,13 +9,14 @@ ratio is taken of the sums. A mean of the batches' ratios would be something els
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.core.accumulator import Accumulator, dims, held
+from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.alignment import ratio
@@ -36,9 +37,9 @@ class _Batch:
     itself."""
 
     n: int
-    cross: Tensor = field(metadata=dims("layer_a", "layer_b"))
-    own_a: Tensor = field(metadata=dims("layer_a"))
-    own_b: Tensor = field(metadata=dims("layer_b"))
+    cross: Annotated[Tensor, "layer_a", "layer_b"]
+    own_a: Annotated[Tensor, "layer_a"]
+    own_b: Annotated[Tensor, "layer_b"]
 
 
 @checked(MeasureError)
@@ -61,7 +62,7 @@ class MinibatchCKA(Accumulator):
     left_out: int = held(0)
     _widths: tuple[dict[str, int], dict[str, int]] = held(lambda: ({}, {}))
     _found: list[_Batch] = held(list)
-    _null: Tensor | None = held(None, "permutation", "layer_a", "layer_b")
+    _null: Annotated[Tensor | None, "permutation", "layer_a", "layer_b"] = held(None)
 
     def __post_init__(self) -> None:
         check_permutations(self.permutations)

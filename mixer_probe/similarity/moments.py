@@ -12,13 +12,12 @@ origins are moved to one, by expanding the products, before they are added.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from mixer_probe.core.accumulator import dims
 from mixer_probe.similarity.hsic import Estimator, hsic_from_moments, self_hsic_of_moments
 from mixer_probe.similarity.inputs import CONSTANT
 from mixer_probe.similarity.nulls import Traces
@@ -30,9 +29,9 @@ class Side:
     `shift`."""
 
     widths: list[int]
-    shift: Tensor = field(metadata=dims("D"))
-    sums: Tensor = field(metadata=dims("D"))  # sum of x
-    powers: Tensor = field(metadata=dims("L"))  # sum of |x|^2
+    shift: Annotated[Tensor, "D"]
+    sums: Annotated[Tensor, "D"]  # sum of x
+    powers: Annotated[Tensor, "L"]  # sum of |x|^2
 
     @classmethod
     def start(cls, widths: list[int], shift: Tensor) -> Side:
@@ -77,10 +76,10 @@ Steps = tuple[Tensor, Tensor]
 class Cross:
     """Mixed moments of two sides, or of one layer with itself."""
 
-    outer: Tensor = field(metadata=dims("DA", "DB"))  # sum of x y'
-    left: Tensor = field(metadata=dims("DA", "LB"))  # sum of x |y|^2
-    right: Tensor = field(metadata=dims("DB", "LA"))  # sum of y |x|^2
-    weights: Tensor = field(metadata=dims("LA", "LB"))  # sum of |x|^2 |y|^2
+    outer: Annotated[Tensor, "DA", "DB"]  # sum of x y'
+    left: Annotated[Tensor, "DA", "LB"]  # sum of x |y|^2
+    right: Annotated[Tensor, "DB", "LA"]  # sum of y |x|^2
+    weights: Annotated[Tensor, "LA", "LB"]  # sum of |x|^2 |y|^2
 
     @classmethod
     def start(cls, a: Side, b: Side) -> Cross:

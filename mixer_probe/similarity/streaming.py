@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -170,8 +170,8 @@ class Sample:
 
     keep: int
     seed: int
-    _keys: np.ndarray = held(partial(np.zeros, 0), "image")
-    _rows: tuple[Tensor, Tensor] | None = held(None, "image", "")
+    _keys: Annotated[np.ndarray, "image"] = held(partial(np.zeros, 0))
+    _rows: Annotated[tuple[Tensor, Tensor] | None, "side", "image", "feature"] = held(None)
 
     def __post_init__(self) -> None:
         # Has place for `keep` images; `_rows` is its beginning.
