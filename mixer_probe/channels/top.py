@@ -151,6 +151,13 @@ def extremes(
     return Extremes(wide.mean(1) if by == "mean" else peak, place)
 
 
+@dataclass(eq=False)
+class _Kept:
+    value: Annotated[Tensor, "rank", "channel"]
+    index: Annotated[Tensor, "rank", "channel"]
+    position: Annotated[Tensor, "rank", "channel"]
+
+
 @checked(MeasureError)
 @dataclass(eq=False)
 class RunningTop(Accumulator):
@@ -161,7 +168,7 @@ class RunningTop(Accumulator):
     lowest: bool = False
     n: int = held(0)
     non_finite: int = held(0)
-    _kept: Annotated[tuple[Tensor, Tensor, Tensor] | None, "part", "rank", "channel"] = held(None)
+    _kept: _Kept | None = held(None)
 
     def _what(self) -> str:
         return f"the {self.k} {'lowest' if self.lowest else 'highest'}"
@@ -189,27 +196,25 @@ class RunningTop(Accumulator):
         self.n += other.n
         self.non_finite += other.non_finite
         if other._kept is not None:
-            self._take(*other._kept)
+            self._take(other._kept.value, other._kept.index, other._kept.position)
 
-    def _take(self, *candidates: Tensor) -> None:
+    def _take(self, value: Tensor, index: Tensor, position: Tensor) -> None:
         kept = self._kept
         if kept is None:
-            shape, like = (self.k, candidates[0].shape[1]), candidates[0]
-            index = torch.full(shape, _EMPTY, device=like.device)
-            kept = (
-                torch.full_like(like[:1], -torch.inf).expand(shape),
-                index,
-                torch.full_like(index, -1),
-            )
-        value, index, position = (
-            torch.cat([a, b.to(a.device)]) for a, b in zip(kept, candidates, strict=True)
-        )
+            shape = (self.k, value.shape[1])
+            empty = torch.full(shape, _EMPTY, device=value.device)
+            lowest = torch.full_like(value[:1], -torch.inf).expand(shape)
+            kept = _Kept(lowest, empty, torch.full_like(empty, -1))
+        device = kept.value.device
+        value = torch.cat([kept.value, value.to(device)])
+        index = torch.cat([kept.index, index.to(device)])
+        position = torch.cat([kept.position, position.to(device)])
         # By value, of equals by index: the second sort keeps the order of the first.
         order = index.argsort(dim=0, stable=True)
         order = order.gather(
             0, value.gather(0, order).argsort(dim=0, descending=True, stable=True)
         )[: self.k]
-        self._kept = value.gather(0, order), index.gather(0, order), position.gather(0, order)
+        self._kept = _Kept(*(part.gather(0, order) for part in (value, index, position)))
 
     def compute(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values, indices of images and positions, [channel, k], the most extreme first; fewer than
@@ -218,7 +223,8 @@ class RunningTop(Accumulator):
         Raises MeasureError if there were none."""
         if self._kept is None:
             raise MeasureError("no image was seen, so none can be the strongest")
-        value, index, position = (part[: self.n].T.cpu().numpy() for part in self._kept)
+        kept = (self._kept.value, self._kept.index, self._kept.position)
+        value, index, position = (part[: self.n].T.cpu().numpy() for part in kept)
         return (-value if self.lowest else value), index, position
 
 
