@@ -102,8 +102,10 @@ def kept_by_mean(run: mp.Representations) -> pd.DataFrame:
     for before, after in pairwise(run.names()):
         if run[before].shape == run[after].shape:
             added = run[after] - run[before]
-            share = added.shape[1] * added.mean(axis=1).var(axis=0).sum() / added.var(axis=0).sum()
-            rows.append({"model": run.model.name, "block": after, "kept_by_mean": float(share)})
+            fraction = (
+                added.shape[1] * added.mean(axis=1).var(axis=0).sum() / added.var(axis=0).sum()
+            )
+            rows.append({"model": run.model.name, "block": after, "kept_by_mean": float(fraction)})
     return pd.DataFrame(rows)
 
 

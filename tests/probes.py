@@ -75,13 +75,13 @@ def accuracy(
     )
     labels = np.arange(N) % 4
     predicted = np.stack([np.where(np.arange(N) < r, labels, (labels + 1) % 4) for r in right])
-    share = right / N
+    fraction = right / N
     low, high = wilson_interval(right, N)
     if undefined:
-        share[0] = low[0] = high[0] = np.nan
+        fraction[0] = low[0] = high[0] = np.nan
         predicted[0] = -1
-    path = share[:, None] * np.array([0.9, 1.0, 0.8])
-    scores = {"accuracy": share, "low": low, "high": high}
+    path = fraction[:, None] * np.array([0.9, 1.0, 0.8])
+    scores = {"accuracy": fraction, "low": low, "high": high}
     return ProbeResult(
         **common(name, trained, family, layers_of(layers)),
         method="ridge",
@@ -90,7 +90,7 @@ def accuracy(
         path_values=np.array([0.1, 1.0, 10.0]),
         path_left_out=0.95 * path,
         path_test=path,
-        chosen=np.where(np.isnan(share), np.nan, 1.0),
+        chosen=np.where(np.isnan(fraction), np.nan, 1.0),
         **scores,
         **{f"balanced_{key}": value for key, value in scores.items()},
         chance=0.25,
@@ -148,9 +148,9 @@ def controlled(
     layers: int = 3,
     undefined: bool = False,
 ) -> ControlTask:
-    share = rising(layers, 0.7, 0.95 if trained else 0.75, undefined)
-    controls = share[:, None] - np.array([0.1, 0.2])
-    selectivity = share - controls.mean(axis=1)
+    fraction = rising(layers, 0.7, 0.95 if trained else 0.75, undefined)
+    controls = fraction[:, None] - np.array([0.1, 0.2])
+    selectivity = fraction - controls.mean(axis=1)
     relative = selectivity / (1 - controls.mean(axis=1))
     return ControlTask(
         **common(name, trained, family, layers_of(layers)),
@@ -158,10 +158,10 @@ def controlled(
         groups=("animal", "vehicle"),
         semantic=np.array([0, 0, 1, 1]),
         controls=np.array([[0, 1, 0, 1], [0, 1, 1, 0]]),
-        accuracy=share,
-        low=share - 0.05,
-        high=share + 0.04,
-        balanced_accuracy=share,
+        accuracy=fraction,
+        low=fraction - 0.05,
+        high=fraction + 0.04,
+        balanced_accuracy=fraction,
         control_accuracy=controls,
         control_balanced_accuracy=controls,
         selectivity=selectivity,
@@ -277,14 +277,14 @@ def placed(
 def attentive(name: str, *, layers: int = 3, undefined: bool = False) -> AttentiveResult:
     weights = np.arange(1.0, 17.0).reshape(4, 4) / np.arange(1.0, 17.0).sum()
     maps = [weights.copy() for _ in range(layers)]
-    share = rising(layers, 0.5, 0.8, undefined)
+    fraction = rising(layers, 0.5, 0.8, undefined)
     if undefined:
         maps[0][:] = np.nan
     return AttentiveResult(
         **common(name, True, "mixer", layers_of(layers)),
-        accuracy=share,
-        low=share - 0.1,
-        high=share + 0.1,
+        accuracy=fraction,
+        low=fraction - 0.1,
+        high=fraction + 0.1,
         attention=tuple(maps),
         chance=0.25,
         n_train=N,
@@ -304,7 +304,7 @@ def patch_placed(
         rising(layers, 12.0, 2.0 if trained else 8.0, undefined),
         rising(layers, 0.1, 0.9, undefined),
     )
-    share = rising(layers, 0.1, 0.8, undefined)
+    fraction = rising(layers, 0.1, 0.8, undefined)
     return PatchPosition(
         **common(name, trained, "mixer", layers_of(layers)),
         grids=((4, 4),) * layers,
@@ -313,9 +313,9 @@ def patch_placed(
         high_r2=r2 + 0.05,
         row_r2=r2,
         column_r2=r2,
-        accuracy=share,
-        low_accuracy=share - 0.05,
-        high_accuracy=share + 0.05,
+        accuracy=fraction,
+        low_accuracy=fraction - 0.05,
+        high_accuracy=fraction + 0.05,
         chance=np.full(layers, 1 / 16),
         distance_px=error,
         low_distance_px=error - 0.5,

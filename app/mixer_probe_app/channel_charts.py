@@ -253,7 +253,7 @@ def pair_chart(frame: pd.DataFrame, x: str, y: str, wanted: str) -> alt.Chart:
 DEPTH = {
     "best": "AUROC of the best channel",
     "auroc_median": "AUROC of the median channel",
-    "share_selective": "selective channels (%)",
+    "fraction_selective": "selective channels (%)",
 }
 
 
@@ -264,10 +264,10 @@ def depth_chart(frame: pd.DataFrame, column: str) -> alt.LayerChart:
         "channel:Q": "channel",
         "auroc_median:Q .3f": DEPTH["auroc_median"],
         "null_auroc:Q .3f": "95th percentile of the null",
-        "share_selective:Q .0%": "selective channels",
+        "fraction_selective:Q .0%": "selective channels",
         "n_images:Q": "n images",
     }
-    digits = ".0%" if column == "share_selective" else ".3f"
+    digits = ".0%" if column == "fraction_selective" else ".3f"
     shown = {field: title for field, title in more.items() if not field.startswith(f"{column}:")}
     return charts.curves(
         frame, column, DEPTH[column], digits=digits, zero=digits == ".0%", bounds=None, more=shown

@@ -395,7 +395,7 @@ def confusion_cells(frame: pd.DataFrame, order: Sequence[str], chosen: str, name
     fields = {
         "true:N": "true class",
         "predicted:N": "predicted class",
-        "share:Q .1%": "fraction of the true class",
+        "fraction:Q .1%": "fraction of the true class",
         "images:Q": "images",
     }
     chart: alt.Chart = (
@@ -405,7 +405,7 @@ def confusion_cells(frame: pd.DataFrame, order: Sequence[str], chosen: str, name
             x=alt.X("predicted:N", sort=[*order], title="predicted class", axis=_across()),
             y=alt.Y("true:N", sort=[*order], title="true class", axis=_up()),
             color=alt.Color(
-                "share:Q", scale=alt.Scale(domain=[0, 1], scheme="viridis"), legend=legend
+                "fraction:Q", scale=alt.Scale(domain=[0, 1], scheme="viridis"), legend=legend
             ),
             stroke=alt.when("datum.chosen").then(alt.value(CHOSEN)).otherwise(alt.value(None)),
             strokeWidth=alt.value(1.5),

@@ -99,9 +99,9 @@ def colour_chart(found: Sequence[StemFilters], picture: Picture) -> None:
         "network:N": "network",
         "unit:Q": "filter",
         "frequency_cycles_per_pixel:Q .3f": "frequency (cycles/px)",
-        "luminance_share:Q .1%": "luminance",
-        "red_green_share:Q .1%": "red against green",
-        "blue_yellow_share:Q .1%": "blue against yellow",
+        "luminance_fraction:Q .1%": "luminance",
+        "red_green_fraction:Q .1%": "red against green",
+        "blue_yellow_fraction:Q .1%": "blue against yellow",
         "norm:Q .3f": "norm",
     }
     fields = {field: title for field, title in fields.items() if field.partition(":")[0] in frame}
@@ -118,7 +118,7 @@ def colour_chart(found: Sequence[StemFilters], picture: Picture) -> None:
                 title="frequency (cycles/px)",
                 axis=alt.Axis(tickCount=6),
             ),
-            y=alt.Y("luminance_share:Q", axis=alt.Axis(tickCount=6), **y),
+            y=alt.Y("luminance_fraction:Q", axis=alt.Axis(tickCount=6), **y),
             size=alt.Size(
                 "norm:Q",
                 title="norm",

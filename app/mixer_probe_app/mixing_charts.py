@@ -36,7 +36,7 @@ DEPTHS = {
     "pairing": (
         "Pairing",
         "fraction of units with a significant opposite-phase unit",
-        "share_paired",
+        "fraction_paired",
         "chance",
     ),
     "cosine": (

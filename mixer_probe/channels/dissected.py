@@ -37,7 +37,7 @@ class DissectedChannel(Result):
     frame = Frame(
         "rank",
         """model=model.name layer=layer.name channel concept rank image=ids value=values
-        lit=lit.mean concept_share=masks.mean overlap n_images=n""",
+        lit=lit.mean concept_fraction=masks.mean overlap n_images=n""",
     )
 
     model: ModelRecord

@@ -78,7 +78,7 @@ class Dissection(Layerwise, Result):
 
     NaN: channels that are constant or not finite, concepts that are nowhere. `concept_images` and
     `known_images` [concept] count images that have the concept and in which it is known,
-    `concept_share` [concept] is its fraction of the pixels (images) of the latter. `size` is the
+    `concept_fraction` [concept] is its fraction of the pixels (images) of the latter. `size` is the
     rows and columns of pixels compared. `n` images are annotated, `left_out` are not."""
 
     title: ClassVar[str] = "Dissection"
@@ -97,7 +97,7 @@ class Dissection(Layerwise, Result):
     seed: int
     concept_images: Annotated[np.ndarray, "concept"]
     known_images: Annotated[np.ndarray, "concept"]
-    concept_share: Annotated[np.ndarray, "concept"]
+    concept_fraction: Annotated[np.ndarray, "concept"]
     threshold: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
     lit: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
     iou: Annotated[tuple[np.ndarray, ...], "layer", "channel", "concept"]
@@ -171,7 +171,7 @@ class Dissection(Layerwise, Result):
                 "null95": self.null95[i],
                 "p_value": self.concept_p[i],
                 "detectors": (detectors[:, None] == columns).sum(0),
-                "share": self.concept_share,
+                "fraction": self.concept_fraction,
                 "images": self.concept_images,
                 "n_images": self.known_images,
             }
@@ -188,10 +188,10 @@ class Dissection(Layerwise, Result):
                     **self.layer_columns(i),
                     "channels": layer.channels,
                     "detectors": int(detectors.sum()),
-                    "share_detectors": float(detectors.mean()) if self.permutations else np.nan,
+                    "fraction_detectors": float(detectors.mean()) if self.permutations else np.nan,
                     "unique_concepts": len(np.unique(self.preferred[i][detectors])),
                     # The rule is about pixels: nearly every channel reaches it over images.
-                    "share_above_paper": float(self.above()[i].mean())
+                    "fraction_above_paper": float(self.above()[i].mean())
                     if self.by != "peak"
                     else np.nan,
                     "iou_median": float(np.median(best)) if len(best) else np.nan,
@@ -315,7 +315,7 @@ def dissect(
         seed=seed,
         concept_images=(there > 0).sum(0),
         known_images=known.sum(0),
-        concept_share=there.sum(0) / np.maximum(known.sum(0) * total, 1),
+        concept_fraction=there.sum(0) / np.maximum(known.sum(0) * total, 1),
     )
 
 

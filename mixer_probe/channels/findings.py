@@ -13,13 +13,13 @@ from mixer_probe.core.finding import (
     NAN,
     Finding,
     Number,
+    as_percent,
     families,
     family,
     filter_type,
     is_baseline,
     missing,
     primary_models,
-    share,
     shown,
     span,
 )
@@ -75,7 +75,7 @@ def channel_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Dep
     return findings, curves
 
 
-def selective_share(r: ClassSelectivity, i: int, kind: str) -> Number:
+def selective_fraction(r: ClassSelectivity, i: int, kind: str) -> Number:
     """The fraction of class-selective channels of a layer, with Wilson's interval over channels."""
     hits, n = int(r.selective[i].sum()), len(r.selective[i])
     return Number(kind, hits / n, *wilson_interval(hits, n), n=n, where=r.layers[i].name)
@@ -94,24 +94,26 @@ def selectivity_finding(r: ClassSelectivity, baseline: ClassSelectivity | None) 
     """The fraction of class-selective channels in the first and last layer, against each other and
     the untrained baseline."""
     name, last = name_of(r.model), len(r.layers) - 1
-    ends = [selective_share(r, i, "selective channels") for i in (0, last)]
+    ends = [selective_fraction(r, i, "selective channels") for i in (0, last)]
     differ = selective_p(r) <= LEVEL and (ends[0].high < ends[1].low or ends[1].high < ends[0].low)
     change = "more with depth" if ends[1].value > ends[0].value else "fewer with depth"
     # With many images nearly every channel is above its null: the median channel shows how far.
     medians = [median_auroc(r, i, "AUROC of the median channel") for i in (0, last)]
     text = (
-        f"{name} (n = {r.n} images): {share(ends[0])} of the channels of {ends[0].where} are "
-        f"class-selective after max-T correction, {share(ends[1])} of {ends[1].where}; "
+        f"{name} (n = {r.n} images): {as_percent(ends[0])} of the channels of {ends[0].where} are "
+        f"class-selective after max-T correction, {as_percent(ends[1])} of {ends[1].where}; "
         f"{change if differ else 'no significant difference over channels'}. The median channel "
         f"has an AUROC of {medians[0].value:.2f} and {medians[1].value:.2f} for its best-separated "
         f"class (permuted labels: {medians[1].null:.2f})"
     )
     numbers = [*ends, *medians]
     if baseline is not None and len(baseline.layers) == len(r.layers):
-        beside = [selective_share(baseline, i, "the same, untrained baseline") for i in (0, last)]
+        beside = [
+            selective_fraction(baseline, i, "the same, untrained baseline") for i in (0, last)
+        ]
         auroc = [median_auroc(baseline, i, "the same, untrained baseline") for i in (0, last)]
         text += (
-            f". Untrained baseline: {share(beside[0])} and {share(beside[1])}, "
+            f". Untrained baseline: {as_percent(beside[0])} and {as_percent(beside[1])}, "
             f"{_against(ends[1], beside[1])} in the last layer; AUROC {auroc[0].value:.2f} and "
             f"{auroc[1].value:.2f}"
         )
@@ -246,7 +248,7 @@ def best_channel_finding(
 # -- best-matching channels ------------------------------------------------------------------------
 
 
-def partner_share(found: Sequence[ChannelPartners], kind: str) -> Number:
+def partner_fraction(found: Sequence[ChannelPartners], kind: str) -> Number:
     """The fraction of channels of all layers whose best match is above the corrected null, and
     Wilson's interval over them."""
     hits = sum(int((p.p_corrected <= LEVEL).sum()) for p in found)
@@ -292,7 +294,7 @@ def matching_finding(
     the strongest match, beside the other pairs and the untrained baselines among `pairs`."""
     found = pairs[keys[0]]
     names = f"{name_of(found[0].model_a)} and {name_of(found[0].model_b)}"
-    number = partner_share(found, "channels with a best match")
+    number = partner_fraction(found, "channels with a best match")
     best, channel = strongest(found)
     r = abs(float(best.correlation[channel, 0]))
     where, p = f"{best.layer_a.name} channel {channel}", pair_p(found, r)
@@ -300,8 +302,8 @@ def matching_finding(
     top = Number("strongest |r|", r, null=float(best.threshold[channel]), n=best.n, where=where)
     if significant:
         text = (
-            f"{names}: {share(number)} of {number.n} channels have a significant best match in the "
-            "other network after max-T correction over the pairs of their layers"
+            f"{names}: {as_percent(number)} of {number.n} channels have a significant best match "
+            "in the other network after max-T correction over the pairs of their layers"
         )
     else:
         text = (
@@ -319,15 +321,15 @@ def matching_finding(
     text += f"; median |r| {middle.value:.2f}"
     numbers = [number, top, middle]
     if len(keys) > 1:
-        others = [100 * partner_share(pairs[k], "").value for k in keys[1:]]
+        others = [100 * partner_fraction(pairs[k], "").value for k in keys[1:]]
         text += f". In the other pairs of these architectures: {span(others, 1)} %"
     baselines = pairs.get(frozenset(f"{name}?untrained" for name in keys[0]))
     if baselines:
-        untrained = partner_share(baselines, "the same, untrained baselines")
+        untrained = partner_fraction(baselines, "the same, untrained baselines")
         strength = Number("median |r|, untrained baselines", median_strength(baselines))
         numbers += [untrained, strength]
         text += (
-            f". Untrained baselines: {share(untrained)}, {_against(number, untrained)}; median |r| "
-            f"{strength.value:.2f}"
+            f". Untrained baselines: {as_percent(untrained)}, {_against(number, untrained)}; "
+            f"median |r| {strength.value:.2f}"
         )
     return Finding(QUESTION, names, f"{text}.", "found" if significant else "none", tuple(numbers))

@@ -19,8 +19,8 @@ STATISTICS = {
     "std": "standard deviation",
     "skew": "skew",
     "kurtosis": "excess kurtosis",
-    "share_nonpositive": "fraction at or below zero",
-    "share_zero": "fraction of exact zeros",
+    "fraction_nonpositive": "fraction at or below zero",
+    "fraction_zero": "fraction of exact zeros",
     "largest_ratio": "largest |a| / median |a|",
     "nearest_correlation": "r with nearest channel",
 }

@@ -57,8 +57,8 @@ class ChannelsNeeded(Layerwise, Result):
     random: Annotated[tuple[np.ndarray, ...], "layer", "count", "draw"]
 
     @checked(MeasureError)
-    def needed(self, share: float = 0.9) -> np.ndarray:
-        """The smallest of `counts` [layer] that reaches the fraction `share` of the gain over
+    def needed(self, fraction: float = 0.9) -> np.ndarray:
+        """The smallest of `counts` [layer] that reaches the fraction `fraction` of the gain over
         chance of all channels.
 
         NaN for a layer in which all channels do no better than chance."""
@@ -66,7 +66,7 @@ class ChannelsNeeded(Layerwise, Result):
         for i, (counts, accuracy) in enumerate(zip(self.counts, self.selective, strict=True)):
             gain = accuracy - self.chance
             if gain[-1] > 0:
-                found[i] = counts[np.argmax(gain >= share * gain[-1] - 1e-12)]
+                found[i] = counts[np.argmax(gain >= fraction * gain[-1] - 1e-12)]
         return found
 
 

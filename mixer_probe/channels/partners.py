@@ -90,14 +90,14 @@ class ChannelPartners(Result):
         return strength_p(self.strength, self.null_max[:, None])
 
     @property
-    def share_above(self) -> float:
+    def fraction_above(self) -> float:
         """The fraction of varying channels of A whose best match is above the null at 5 %: 0.05 by
         chance."""
         return _fraction_below(self.p_value)
 
     @property
-    def share_corrected(self) -> float:
-        """As `share_above` with the null of the best pair: by chance, none in 95 % of cases."""
+    def fraction_corrected(self) -> float:
+        """As `fraction_above` with the null of the best pair: by chance, none in 95 % of cases."""
         return _fraction_below(self.p_corrected)
 
     @property

@@ -104,7 +104,7 @@ def median_magnitude(counts: np.ndarray) -> float:
     return float(bucket_values()[SIDE + _at(folded.cumsum()[None], 0.5)[0]])
 
 
-def share_beyond(counts: np.ndarray, threshold: float) -> np.ndarray:
+def fraction_beyond(counts: np.ndarray, threshold: float) -> np.ndarray:
     """Share [channel] of values whose magnitude is above `threshold`, to the resolution of the
     buckets."""
     folded = magnitudes(counts)

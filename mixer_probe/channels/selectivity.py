@@ -205,7 +205,7 @@ class ClassSelectivity(Layerwise, Result):
                     **self.layer_columns(i),
                     "channels": layer.channels,
                     "selective": int(self.selective[i].sum()),
-                    "share_selective": float(self.selective[i].mean())
+                    "fraction_selective": float(self.selective[i].mean())
                     if self.permutations
                     else np.nan,
                     "auroc_q25": low,

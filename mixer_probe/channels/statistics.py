@@ -17,7 +17,7 @@ from mixer_probe.capture import ImageSource, Piece, Reading, as_source, stream
 from mixer_probe.channels.clusters import channel_covariance
 from mixer_probe.channels.layerwise import LAYER, Layerwise, finite_median
 from mixer_probe.channels.moments import LayerMoments, channel_moments, measured
-from mixer_probe.channels.quantiles import LEVELS, median_magnitude, quantiles_of, share_beyond
+from mixer_probe.channels.quantiles import LEVELS, fraction_beyond, median_magnitude, quantiles_of
 from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import MeasureError, NonFiniteWarning
@@ -40,7 +40,7 @@ MASSIVE = 100.0
 # A standard deviation below this fraction of the mean is rounding of float32.
 _ROUNDING = 1e-6
 # Columns that earlier versions may lack.
-_LATER = "skew kurtosis share_massive largest_ratio nearest nearest_correlation cluster"
+_LATER = "skew kurtosis fraction_massive largest_ratio nearest nearest_correlation cluster"
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class ChannelStatistics(Layerwise, Result):
     are tuples over layers, [channel].
 
     `std` is the population standard deviation, `skew` m3/m2^1.5 and `kurtosis` m4/m2^2 - 3 of the
-    population (as SciPy's defaults), NaN for channels that do not vary. `share_zero` counts exact
-    zeros, `share_nonpositive` values <= 0. `quantiles` [channel, level] are within
+    population (as SciPy's defaults), NaN for channels that do not vary. `fraction_zero` counts
+    exact zeros, `fraction_nonpositive` values <= 0. `quantiles` [channel, level] are within
     `quantiles.RELATIVE_ERROR` of the order statistics at `levels`. `median_magnitude` [layer] is
-    the median of |a| over all values of a layer that are not zero; `share_massive` is the fraction
-    of values more than `massive_ratio` times as large (after Sun et al. 2024, whose own rule is
-    1000 times the median and above 100; see `largest_ratio`). `participation` [layer] is tr(C)^2 /
-    tr(C^2) of the covariance of the channels. `nearest` is the channel of the same layer with the
-    strongest correlation, of either sign, `nearest_correlation` that correlation, `cluster` the
-    number of its cluster by average linkage of 1 - |r| cut at 1/2 (0: does not vary). Those from
-    the covariance are absent (NaN, -1, 0) for layers wider than `moments.WIDEST`. `n` counts
-    images; `values` the numbers behind a channel.
+    the median of |a| over all values of a layer that are not zero; `fraction_massive` is the
+    fraction of values more than `massive_ratio` times as large (after Sun et al. 2024, whose own
+    rule is 1000 times the median and above 100; see `largest_ratio`). `participation` [layer] is
+    tr(C)^2 / tr(C^2) of the covariance of the channels. `nearest` is the channel of the same layer
+    with the strongest correlation, of either sign, `nearest_correlation` that correlation,
+    `cluster` the number of its cluster by average linkage of 1 - |r| cut at 1/2 (0: does not vary).
+    Those from the covariance are absent (NaN, -1, 0) for layers wider than `moments.WIDEST`. `n`
+    counts images; `values` the numbers behind a channel.
 
     A channel is dead when it has the same value for every image and position. Results of earlier
     versions lack the fields that have a default."""
@@ -75,14 +75,14 @@ class ChannelStatistics(Layerwise, Result):
     std: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
     minimum: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
     maximum: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
-    share_zero: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
-    share_nonpositive: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    fraction_zero: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
+    fraction_nonpositive: Annotated[tuple[np.ndarray, ...], "layer", "channel"]
     skew: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
     kurtosis: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
     quantiles: Annotated[tuple[np.ndarray, ...], "layer?", "channel", "level"] = ()
     levels: Annotated[tuple[float, ...], "level"] = LEVELS
     median_magnitude: Annotated[np.ndarray | None, "layer"] = None
-    share_massive: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
+    fraction_massive: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
     massive_ratio: float = MASSIVE
     participation: Annotated[np.ndarray | None, "layer"] = None
     nearest: Annotated[tuple[np.ndarray, ...], "layer?", "channel"] = ()
@@ -124,8 +124,8 @@ class ChannelStatistics(Layerwise, Result):
         known = " ".join(name for name in _LATER.split() if getattr(self, name))
         if self.quantiles:
             known += f" {','.join(f'q{100 * level:g}' for level in self.levels)}=quantiles"
-        columns = f"""{LAYER} channel mean std minimum maximum share_zero share_nonpositive dead
-            always_on {known} n_images=n n_values=values"""
+        columns = f"""{LAYER} channel mean std minimum maximum fraction_zero fraction_nonpositive
+            dead always_on {known} n_images=n n_values=values"""
         return Frame("layer channel", columns).of(select(self, "layer", [i]))
 
     def of_channel(self, layer: str, channel: int) -> dict[str, float]:
@@ -154,8 +154,8 @@ class ChannelStatistics(Layerwise, Result):
             always_on=("always_on", "sum"),
             median_std=("std", "median"),
             largest_std=("std", "max"),
-            share_zero=("share_zero", "mean"),
-            share_nonpositive=("share_nonpositive", "mean"),
+            fraction_zero=("fraction_zero", "mean"),
+            fraction_nonpositive=("fraction_nonpositive", "mean"),
         ).reset_index()
         if self.kurtosis:
             table["median_kurtosis"] = [finite_median(k) for k in self.kurtosis]
@@ -251,7 +251,7 @@ class ChannelMoments(Accumulator):
                 quantiles = np.where(
                     finite[:, None], quantiles_of(counts, minimum, maximum), np.nan
                 )
-                massive = np.where(finite, share_beyond(counts, MASSIVE * median), np.nan)
+                massive = np.where(finite, fraction_beyond(counts, MASSIVE * median), np.nan)
             scatter = None if state.scatter is None else state.scatter.cpu().numpy()
             parts.append(
                 {
@@ -260,13 +260,13 @@ class ChannelMoments(Accumulator):
                     "std": np.sqrt(m2),
                     "minimum": minimum,
                     "maximum": maximum,
-                    "share_zero": zeros / n,
-                    "share_nonpositive": nonpositive / n,
+                    "fraction_zero": zeros / n,
+                    "fraction_nonpositive": nonpositive / n,
                     "skew": m3 / varying**1.5,
                     "kurtosis": m4 / varying**2 - 3,
                     "quantiles": quantiles,
                     "median_magnitude": median,
-                    "share_massive": massive,
+                    "fraction_massive": massive,
                     **vars(channel_covariance(scatter, np.maximum(-minimum, maximum) * np.sqrt(n))),
                 }
             )

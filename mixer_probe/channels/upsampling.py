@@ -101,9 +101,9 @@ def interpolation(anchor: Anchor, cells: int, pixels: np.ndarray) -> np.ndarray:
     align_corners=False)` does."""
     place = ((np.asarray(pixels, dtype=np.float64) - anchor.first) / anchor.step).clip(0, cells - 1)
     low = np.minimum(np.floor(place).astype(int), max(cells - 2, 0))
-    share = place - low
+    fraction = place - low
     weights = np.zeros((len(place), cells))
     rows = np.arange(len(place))
-    weights[rows, low] = 1 - share
-    weights[rows, np.minimum(low + 1, cells - 1)] += share
+    weights[rows, low] = 1 - fraction
+    weights[rows, np.minimum(low + 1, cells - 1)] += fraction
     return weights

@@ -105,7 +105,7 @@ def shown(n: Number, digits: int = 2) -> str:
     return f"{n.value:.{digits}f}{bounds}"
 
 
-def share(n: Number) -> str:
+def as_percent(n: Number) -> str:
     """ "61.0 % [58.0 %, 63.9 %]"."""
     bounds = "" if np.isnan(n.low) else f" [{100 * n.low:.1f} %, {100 * n.high:.1f} %]"
     return f"{100 * n.value:.1f} %{bounds}"

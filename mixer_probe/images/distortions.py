@@ -274,13 +274,13 @@ def paper_shuffle(grid: Grid, seed: int = 0) -> Chain:
 @_known
 @dataclass(frozen=True)
 class PatchDrop(Distortion):
-    """A random fraction (`share`) of the cells of a `grid`, in whole cells, set to the colour
+    """A random fraction (`fraction`) of the cells of a `grid`, in whole cells, set to the colour
     `fill` (1 is white).
 
     With one seed a larger fraction drops what a smaller one drops, and more. Naseer et al. 2021
     ("Intriguing Properties of Vision Transformers")."""
 
-    share: float
+    fraction: float
     grid: Grid
     seed: int = 0
     shared: bool = False
@@ -290,8 +290,10 @@ class PatchDrop(Distortion):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", _square(self.grid))
-        if not 0 <= self.share <= 1:
-            raise ImagesError(f"the fraction of patches must be between 0 and 1, not {self.share}")
+        if not 0 <= self.fraction <= 1:
+            raise ImagesError(
+                f"the fraction of patches must be between 0 and 1, not {self.fraction}"
+            )
 
     @property
     def kind(self) -> str:
@@ -301,18 +303,18 @@ class PatchDrop(Distortion):
     @property
     def strength(self) -> float:
         """Fraction of the cells."""
-        return self.share
+        return self.fraction
 
     @property
     def strength_text(self) -> str:
         """See `Distortion`."""
-        return f"{100 * self.share:g} %"
+        return f"{100 * self.fraction:g} %"
 
     def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
         cells = to_cells(images, self.grid)
         count = cells.shape[1]
         rank = _orders(count, index, self.seed, self.shared).to(images.device)
-        dropped = (rank < round(self.share * count))[:, :, None, None, None]
+        dropped = (rank < round(self.fraction * count))[:, :, None, None, None]
         return from_cells(torch.where(dropped, _colour(self.fill, images), cells), self.grid)
 
 

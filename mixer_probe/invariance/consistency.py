@@ -83,14 +83,14 @@ class ErrorConsistency(Result):
     n: int
 
     @property
-    def share_of_most(self) -> np.ndarray:
+    def fraction_of_most(self) -> np.ndarray:
         """Kappa over the largest one possible [1 + distortion, network, network]; where kappa is
         negative, over the least one."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            share: np.ndarray = np.where(
+            fraction: np.ndarray = np.where(
                 self.kappa >= 0, self.kappa / self.most, -self.kappa / self.least
             )
-        return share
+        return fraction
 
     @property
     def above_chance(self) -> np.ndarray:
@@ -115,7 +115,7 @@ class ErrorConsistency(Result):
             "null_high",
             "least",
             "most",
-            "share_of_most",
+            "fraction_of_most",
             "observed",
             "expected",
         )

@@ -24,7 +24,7 @@ from mixer_probe.invariance import (
     RepresentationShift,
 )
 from mixer_probe.invariance.standard import filter_type
-from mixer_probe.plotting.curves import chance_line, curve, key_below, model_keys, share_text
+from mixer_probe.plotting.curves import chance_line, curve, fraction_text, key_below, model_keys
 from mixer_probe.plotting.style import (
     COLOURS,
     GREY,
@@ -91,7 +91,7 @@ def distortion_curves(results: Sequence[DistortionAccuracy], value: Value = "acc
         axes.set_xlabel(shown[0].unit, fontsize=8)
     for row in panels:
         row[0].set_ylabel(_AXES[value])
-    highest = share_text(max(r.chance for r in results))
+    highest = fraction_text(max(r.chance for r in results))
     chance = {
         "accuracy": f"chance ({highest})",
         "kept": "chance",

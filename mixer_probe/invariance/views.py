@@ -215,11 +215,11 @@ def consistency_section(results: Sequence[ErrorConsistency]) -> list[Section]:
         "null_high",
         "least",
         "most",
-        "share_of_most",
+        "fraction_of_most",
     )
     caption = (
-        "Every pair of networks, on undistorted images and under every distortion; share_of_most: "
-        "kappa divided by its largest possible value."
+        "Every pair of networks, on undistorted images and under every distortion; "
+        "fraction_of_most: kappa divided by its largest possible value."
     )
     content.append(
         Table(

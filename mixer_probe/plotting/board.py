@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from mixer_probe.plotting.style import SEQUENTIAL
 
 BOX = "#D55E00"
-# The share of its cell that a picture fills.
+# The fraction of its cell that a picture fills.
 FILL = 0.95
 
 
@@ -36,7 +36,7 @@ class Board:
     def picture(
         self, pixels: np.ndarray, x: float, y: float, box: np.ndarray | None = None
     ) -> None:
-        """An RGB picture, with `box` as (top, left, bottom, right) in shares of its sides."""
+        """An RGB picture, with `box` as (top, left, bottom, right) as fractions of its sides."""
         self._image(pixels, x, y)
         if box is not None and not np.array_equal(box, [0, 0, 1, 1]):
             top, left, bottom, right = box * [self.height, FILL, self.height, FILL]

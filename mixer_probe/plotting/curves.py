@@ -108,6 +108,6 @@ def cut(name: str, most: int = 20) -> str:
     return plain(name if len(name) <= most else "…" + name[-(most - 1) :])
 
 
-def share_text(value: float) -> str:
-    """A share in percent, without decimals where there are none."""
+def fraction_text(value: float) -> str:
+    """A fraction in percent, without decimals where there are none."""
     return f"{100 * value:.3g} %"

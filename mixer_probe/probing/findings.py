@@ -11,11 +11,11 @@ from mixer_probe.core.finding import (
     NAN,
     Finding,
     Number,
+    as_percent,
     family,
     filter_type,
     missing,
     primary_models,
-    share,
 )
 from mixer_probe.core.finding import points as points_of
 from mixer_probe.core.result import Result
@@ -139,7 +139,7 @@ def _network_finding(r: ProbeResult, raw: ProbeResult | None) -> Finding:
     baseline and raw pixels."""
     final = last_layer(r)
     last, name = accuracy_number(r, final, "after the last layer"), name_of(r.model)
-    text = f"{name}: accuracy of a {r.method} probe after the last layer {share(last)}"
+    text = f"{name}: accuracy of a {r.method} probe after the last layer {as_percent(last)}"
     text += f" (chance {100 * r.chance:.1f} %, n = {r.n_test})"
     if not _above_chance(r):
         return Finding(QUESTION, name, f"{text}, not significantly above chance.", "none", (last,))
@@ -299,7 +299,9 @@ def confusion_sentence(result: ConfusionMatrix) -> str:
         if leader(classes, True) is not None
         else f"at least {{}} ('{names[hard]}')"
     )
-    ends = join(text.format(share(classes[k])) for text, k in ((easiest, easy), (hardest, hard)))
+    ends = join(
+        text.format(as_percent(classes[k])) for text, k in ((easiest, easy), (hardest, hard))
+    )
     wrong = np.argwhere(~np.eye(len(names), dtype=bool))
     pairs = [fraction(counts[a, b], images[a]) for a, b in wrong]
     i, j = wrong[int(np.nanargmax([n.value for n in pairs]))]

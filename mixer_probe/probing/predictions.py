@@ -43,7 +43,7 @@ class ConfusionMatrix(Result):
     method: str
 
     @property
-    def shares(self) -> np.ndarray:
+    def fractions(self) -> np.ndarray:
         """Fractions of the images of each true class, [L, K, K]; NaN for a class without test
         images."""
         return ratio(self.counts, self.counts.sum(axis=2, keepdims=True))
@@ -59,7 +59,7 @@ class ConfusionMatrix(Result):
         """One row per layer, true class and predicted class."""
         names = np.array(self.class_names)
         columns = {"true": names[:, None], "predicted": names}
-        columns |= {"images": self.counts, "share": self.shares}
+        columns |= {"images": self.counts, "fraction": self.fractions}
         return Frame("layer class class", LAYER).of(self, columns)
 
     def per_class(self) -> pd.DataFrame:

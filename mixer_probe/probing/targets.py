@@ -484,24 +484,25 @@ def _mirrored(index: np.ndarray, size: int) -> np.ndarray:
 
 @checked(MeasureError)
 def planted_images(
-    images: ImageSource | Tensor, share: float = 0.25, value: float = 0.0, seed: int = 0
+    images: ImageSource | Tensor, fraction: float = 0.25, value: float = 0.0, seed: int = 0
 ) -> AlteredImages:
-    """Every image with a square of the fraction `share` of its side and of constant `value` (after
-    the transform; 0 is the mean colour of the training set) at a random place.
+    """Every image with a square of the fraction `fraction` of its side and of constant `value`
+    (after the transform; 0 is the mean colour of the training set) at a random place.
 
     The targets are "square right" and "square down": the place of its centre as fractions of width
     and height.
 
-    Raises MeasureError unless 0 < `share` < 1."""
-    if not 0 < share < 1:
+    Raises MeasureError unless 0 < `fraction` < 1."""
+    if not 0 < fraction < 1:
         raise MeasureError(
-            f"share={share} must be a fraction of the image side between 0 and 1, both excluded"
+            f"fraction={fraction} must be a fraction of the image side between 0 and 1, both "
+            "excluded"
         )
     source = as_source(images)
     places = np.random.default_rng(seed).uniform(size=(len(source), 2))
 
     def plant(image: Tensor, i: int) -> Tensor:
-        sides = [max(1, round(share * size)) for size in image.shape[1:]]
+        sides = [max(1, round(fraction * size)) for size in image.shape[1:]]
         starts = [
             round(place * (size - side))
             for place, size, side in zip(places[i], image.shape[1:], sides, strict=True)
@@ -510,10 +511,10 @@ def planted_images(
         planted[:, starts[0] : starts[0] + sides[0], starts[1] : starts[1] + sides[1]] = value
         return planted
 
-    altered = AlteredImages(source, plant, f"square of {share}, value {value}, seed {seed}", ())
+    altered = AlteredImages(source, plant, f"square of {fraction}, value {value}, seed {seed}", ())
     return _with_targets(
         altered,
         "square",
-        share / 2 + places * (1 - share),
+        fraction / 2 + places * (1 - fraction),
         "where the centre of the planted square is",
     )

@@ -1,14 +1,14 @@
 """`compare_reports`: which numbers of two reports moved beyond their intervals.
 
 Two values with 95 % intervals are compared by the interval of their difference, recovered from the
-two intervals (MOVER; Newcombe 1998 for shares with Wilson intervals, Zou and Donner 2008 for any):
-from a with [l, u] and b with [l', u'],
+two intervals (MOVER; Newcombe 1998 for fractions with Wilson intervals, Zou and Donner 2008 for
+any): from a with [l, u] and b with [l', u'],
 
     b - a - sqrt((b - l')^2 + (u - a)^2)  to  b - a + sqrt((u' - b)^2 + (a - l)^2).
 
 A number moved if that leaves out zero. With symmetric intervals this is the z test of the
 difference. Of independent values that did not change 5 % move by chance. Other rules mistake that
-share: "the intervals do not overlap" is true of 0.6 %, and "each value lies outside the other's
+fraction: "the intervals do not overlap" is true of 0.6 %, and "each value lies outside the other's
 interval" of 17 % (of two values of equal standard error). Values measured on the same images err
 together, so that their difference varies less than the rule says: fewer then move by chance, and
 those that do are the surer.

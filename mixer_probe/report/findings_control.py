@@ -10,21 +10,21 @@ from mixer_probe.channels import ClassSelectivity
 from mixer_probe.channels.findings import (
     by_pair,
     pair_p,
-    partner_share,
+    partner_fraction,
+    selective_fraction,
     selective_p,
-    selective_share,
     strongest,
 )
 from mixer_probe.core.finding import (
     Finding,
     Number,
+    as_percent,
     families,
     filter_type,
     is_baseline,
     missing,
     points,
     primary_models,
-    share,
     shown,
 )
 from mixer_probe.core.result import ModelRecord, Result
@@ -99,7 +99,7 @@ def _baseline_probe(baseline: ProbeResult, raw: ProbeResult | None) -> Finding:
     number = accuracy_number(baseline, best, "untrained, best layer")
     text = (
         f"{name_of(baseline.model)}: the best layer, {number.where}, has a linear probe accuracy "
-        f"of {share(number)}"
+        f"of {as_percent(number)}"
     )
     text += f" (chance {100 * baseline.chance:.1f} %, n = {baseline.n_test})"
     numbers = [number]
@@ -142,13 +142,13 @@ def _channels(results: Sequence[Result]) -> list[Finding]:
     own = primary_models([r.model for r in found])
     findings = []
     for r in (r for r in found if is_baseline(r.model, own)):
-        shares = [
-            selective_share(r, i, "untrained, selective channels") for i in range(len(r.layers))
+        fractions = [
+            selective_fraction(r, i, "untrained, selective channels") for i in range(len(r.layers))
         ]
-        best = max(shares, key=lambda n: n.value)
+        best = max(fractions, key=lambda n: n.value)
         text = (
-            f"{name_of(r.model)}: at most {share(best)} of the channels of a layer are selective "
-            "for a class after max-T correction"
+            f"{name_of(r.model)}: at most {as_percent(best)} of the channels of a layer are "
+            "selective for a class after max-T correction"
         )
         text += f" ({best.where}; n = {r.n} images; p = {selective_p(r):.2g} over all layers)"
         findings.append(_told(name_of(r.model), text, selective_p(r) <= LEVEL, best))
@@ -167,12 +167,12 @@ def _partners(results: Sequence[Result]) -> list[Finding]:
     for a, b in firsts.values():
         names = f"{name_of(a)} and {name_of(b)}"
         matched = pairs[frozenset((a.name, b.name))]
-        number = partner_share(matched, "untrained, matched channels")
+        number = partner_fraction(matched, "untrained, matched channels")
         best, channel = strongest(matched)
         p = pair_p(matched, float(best.strength[channel]))
         text = (
-            f"{names}: {share(number)} of {number.n} channels have a best match above the null of "
-            "the best pair"
+            f"{names}: {as_percent(number)} of {number.n} channels have a best match above the "
+            "null of the best pair"
         )
         findings.append(_told(names, f"{text} (p = {p:.2g} over all layers)", p <= LEVEL, number))
     return findings

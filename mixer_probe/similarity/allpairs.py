@@ -166,7 +166,7 @@ def _without_each(K: Tensor, L: Tensor, estimator: Estimator) -> Tensor:
     return rows.sum() - 2 * ratio * rows + ratio**2 * K.diagonal() * L.diagonal()
 
 
-def leading_shares(layers: Grams) -> Tensor:
+def leading_fractions(layers: Grams) -> Tensor:
     """Largest eigenvalue [L] of the centred Gram matrices of norm 1: 1 for one dimension, 1 /
     sqrt(p) for p equal ones."""
     found = []

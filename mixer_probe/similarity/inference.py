@@ -14,7 +14,7 @@ from mixer_probe.similarity.allpairs import (
     Settings,
     inner_products,
     jackknife_variances,
-    leading_shares,
+    leading_fractions,
     shifted_inner_products,
 )
 from mixer_probe.similarity.intervals import (
@@ -80,7 +80,7 @@ def infer(
         return values, null, None
     if settings.kernel == "rbf":
         return values, null, no_interval(values.shape, OF_RBF)
-    leading = torch.outer(*(leading_shares(side) for side in grams)).numpy()
+    leading = torch.outer(*(leading_fractions(side) for side in grams)).numpy()
     variance = jackknife_variances(*grams, m).numpy()
     limit = None if null is None else null.quantile95
     return values, null, cka_interval(values, variance, leading, limit, settings.estimator, m, n)

@@ -191,7 +191,7 @@ def cka_interval(
     A value beyond `quantile95`, the 95 % quantile of its null, has an interval that is symmetric in
     artanh(sqrt(c)), for one dimension Fisher's z of the correlation, and that leaves out 0. Any
     other has one that holds 0, and reaches up to the c whose spread allows the value: near 0 the
-    variance grows with c, by up to 4 c / n times the product of the `leading` shares [La, Lb] of
+    variance grows with c, by up to 4 c / n times the product of the `leading` fractions [La, Lb] of
     both sides if only the leading dimensions are related; a quarter of that is taken. So the
     interval holds 0 if and only if the null does not rule it out.
 

@@ -97,8 +97,8 @@ def crossed_interval(values: Any, level: float = 0.95, limits: Limits = None) ->
 
     The variance of the mean is (MS_draws + MS_images - MS_rest) / (S n), with the mean squares of
     the analysis of variance (Cornfield and Tukey 1956), no less than that of the images alone.
-    Student's quantiles for S - 1 and n - 1 degrees of freedom are weighted by the shares of the two
-    in the variance (Cochran 1964). Of one draw it is `mean_interval` over the images."""
+    Student's quantiles for S - 1 and n - 1 degrees of freedom are weighted by the fractions of the
+    two in the variance (Cochran 1964). Of one draw it is `mean_interval` over the images."""
     x = np.asarray(values, dtype=np.float64)
     draws, n = x.shape[-2:]
     if draws == 1 or n < 2:
@@ -112,8 +112,8 @@ def crossed_interval(values: Any, level: float = 0.95, limits: Limits = None) ->
 
 
 def crossed_variance(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variance of the mean of `values` [..., S, n] over both axes, S above 1, and the share in it
-    of the mean square of draws."""
+    """Variance of the mean of `values` [..., S, n] over both axes, S above 1, and the fraction in
+    it of the mean square of draws."""
     draws, n = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
     by_draw, by_image = (values.mean(axis=axis) - mean[..., None] for axis in (-1, -2))
@@ -124,8 +124,8 @@ def crossed_variance(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b, c = between / (draws - 1), within / (n - 1), rest / ((draws - 1) * (n - 1))
     # Never less than the images alone would give, as a difference of estimates can be.
     variance = np.maximum(a + b - c, b)
-    share = np.minimum(np.divide(a, variance, out=np.zeros(mean.shape), where=variance > 0), 1)
-    return variance / (draws * n), share
+    fraction = np.minimum(np.divide(a, variance, out=np.zeros(mean.shape), where=variance > 0), 1)
+    return variance / (draws * n), fraction
 
 
 def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -141,7 +141,7 @@ def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, flo
     if d < 1:
         return np.nan, np.nan
     wide, narrow = (1 - 2 * binom.cdf(k - 1, n, 0.5) for k in (d, d + 1))
-    share = (wide - level) / (wide - narrow)
-    weight = (n - d) * share / (d + (n - 2 * d) * share)
+    fraction = (wide - level) / (wide - narrow)
+    weight = (n - d) * fraction / (d + (n - 2 * d) * fraction)
     low, high = ((1 - weight) * side[d - 1] + weight * side[d] for side in (ordered, ordered[::-1]))
     return float(low), float(high)

@@ -1,5 +1,5 @@
 """Proportions of images, and of two answers to the same images as a table of four counts: both
-right, one right alone, the other right alone, none right. All that paired shares can say -
+right, one right alone, the other right alone, none right. All that paired fractions can say -
 differences, tests, agreement beyond chance - is in these counts."""
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def wilson_interval(right: Any, n: Any, confidence: float = LEVEL) -> tuple[Any,
     return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
 
 
-def score_interval(share: np.ndarray, n: Any, z: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's bounds of a `share` of `n` images, which need not be a whole number, at the quantile
-    `z`."""
+def score_interval(fraction: np.ndarray, n: Any, z: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's bounds of a `fraction` of `n` images, which need not be a whole number, at the
+    quantile `z`."""
     shrink = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
-    # The bounds are 0 and 1 at the ends; rounding must not push them past the share.
-    return np.clip(np.minimum(centre - half, share), 0, 1), np.clip(
-        np.maximum(centre + half, share), 0, 1
+    centre = (fraction + z * z / (2 * n)) / shrink
+    half = z * np.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n)) / shrink
+    # The bounds are 0 and 1 at the ends; rounding must not push them past the fraction.
+    return np.clip(np.minimum(centre - half, fraction), 0, 1), np.clip(
+        np.maximum(centre + half, fraction), 0, 1
     )
 
 
@@ -59,7 +59,7 @@ def paired_counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def difference_interval(counts: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """Score interval of the share of `a` minus that of `b`, from counts [..., 4] (Tango 1998,
+    """Score interval of the fraction of `a` minus that of `b`, from counts [..., 4] (Tango 1998,
     Statistics in Medicine 17).
 
     It has a width where the two never differ, unlike the bootstrap."""
@@ -85,11 +85,11 @@ def score(counts: np.ndarray, difference: np.ndarray) -> np.ndarray:
     is the true one."""
     n, b, c = counts.sum(axis=-1), counts[..., 1], counts[..., 2]
     half = (2 * n - b + c) * difference - b - c
-    # The likelihood at this difference is largest where this share is right in b alone.
-    share = (np.sqrt(np.maximum(half**2 + 8 * n * c * difference * (1 - difference), 0)) - half) / (
-        4 * n
-    )
-    variance = n * (2 * share + difference * (1 - difference))
+    # The likelihood at this difference is largest where this fraction is right in b alone.
+    fraction = (
+        np.sqrt(np.maximum(half**2 + 8 * n * c * difference * (1 - difference), 0)) - half
+    ) / (4 * n)
+    variance = n * (2 * fraction + difference * (1 - difference))
     away = b - c - n * difference
     found: np.ndarray = away / np.sqrt(np.maximum(variance, 1e-300))
     return found

@@ -12,12 +12,12 @@ from mixer_probe.core.finding import (
     NAN,
     Finding,
     Number,
+    as_percent,
     family,
     filter_type,
     is_baseline,
     missing,
     primary_models,
-    share,
 )
 from mixer_probe.core.result import Result
 from mixer_probe.core.words import name_of, untrained_baseline
@@ -114,7 +114,7 @@ def low_frequency_finding(r: TokenMixing, baseline: TokenMixing) -> Finding:
     )
     verdict = "above" if fewer > 0 else "below" if more < 0 else "not distinguishable from"
     text = (
-        f"{name_of(r.model)}: {share(total)} of {units} token-mixing units have low frequency "
+        f"{name_of(r.model)}: {as_percent(total)} of {units} token-mixing units have low frequency "
         f"(below {limit:.3f} cycles/token, the 5th percentile of the untrained baseline), "
         f"{verdict} that baseline"
     )
@@ -126,7 +126,7 @@ def low_frequency_finding(r: TokenMixing, baseline: TokenMixing) -> Finding:
     # The largest of as many binomial counts at the rate of all blocks (Bonferroni).
     p = len(low) * float(binom.sf(hits - 1, units, total.value))
     text += (
-        f"; most in {where}: {share(best)} (p = {p:.2g} of the largest of {len(low)} blocks)."
+        f"; most in {where}: {as_percent(best)} (p = {p:.2g} of the largest of {len(low)} blocks)."
         if p <= LEVEL
         else "."
     )
@@ -163,12 +163,13 @@ def pairs_finding(r: TokenMixing, baseline: TokenMixing | None) -> Finding:
         )
         joined = " and" if above == over else ", but"
         beside = (
-            f"{joined} {'above' if over else 'not above'} its untrained baseline ({share(other)})"
+            f"{joined} {'above' if over else 'not above'} its untrained baseline "
+            f"({as_percent(other)})"
         )
         above = above and over
     text = (
-        f"{name}: {share(own)} of {own.n} units have a significant opposite-phase unit (null of "
-        f"random phases), {verdict} chance ({100 * r.chance:.1f} %){beside}."
+        f"{name}: {as_percent(own)} of {own.n} units have a significant opposite-phase unit (null "
+        f"of random phases), {verdict} chance ({100 * r.chance:.1f} %){beside}."
     )
     return Finding(QUESTION, name, text, "found" if above else "none", tuple(numbers))
 

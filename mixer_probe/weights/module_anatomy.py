@@ -87,12 +87,12 @@ class Anatomy(Result):
         return found[module]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per module; `parameter_share` and `mac_share` are fractions of the whole
+        """One row per module; `parameter_fraction` and `mac_fraction` are fractions of the whole
         network."""
         frame = pd.DataFrame([asdict(m) for m in self.modules])
         frame.insert(0, "model", self.model.name)
-        frame.insert(7, "parameter_share", frame["parameters"] / self.parameters)
-        frame["mac_share"] = frame["macs"] / self.macs
+        frame.insert(7, "parameter_fraction", frame["parameters"] / self.parameters)
+        frame["mac_fraction"] = frame["macs"] / self.macs
         return frame
 
     def summary(self, head: bool = True) -> pd.DataFrame:
@@ -113,8 +113,8 @@ class Anatomy(Result):
             .size()
             .reindex(list(MIXES), fill_value=0),
         )
-        sums["parameter_share"] = sums["parameters"] / sums["parameters"].sum()
-        sums["mac_share"] = sums["macs"] / sums["macs"].sum()
+        sums["parameter_fraction"] = sums["parameters"] / sums["parameters"].sum()
+        sums["mac_fraction"] = sums["macs"] / sums["macs"].sum()
         table: pd.DataFrame = sums.reset_index()
         table.insert(0, "model", self.model.name)
         return table

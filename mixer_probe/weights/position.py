@@ -40,10 +40,10 @@ class PositionEmbeddings(Result):
     class, distillation and register tokens that have a position embedding of their own. `patch` is
     the distance of neighbouring positions (rows, columns) in input px.
 
-    `row_share`, `column_share` and `interaction_share` split the energy of the embeddings around
-    their mean as a two-way analysis of variance does: what the row alone explains, what the column
-    alone explains, and the rest. They add to 1. `centred` says whether the mean embedding was
-    removed before the cosines."""
+    `row_fraction`, `column_fraction` and `interaction_fraction` split the energy of the embeddings
+    around their mean as a two-way analysis of variance does: what the row alone explains, what the
+    column alone explains, and the rest. They add to 1. `centred` says whether the mean embedding
+    was removed before the cosines."""
 
     title: ClassVar[str] = "Position embeddings"
 
@@ -58,9 +58,9 @@ class PositionEmbeddings(Result):
     norms: Annotated[np.ndarray, "row", "column"]
     prefix_similarity: Annotated[np.ndarray, "prefix", "row", "column"]
     prefix_norms: Annotated[np.ndarray, "prefix"]
-    row_share: float
-    column_share: float
-    interaction_share: float
+    row_fraction: float
+    column_fraction: float
+    interaction_fraction: float
 
     @property
     def prefix_tokens(self) -> int:
@@ -68,7 +68,7 @@ class PositionEmbeddings(Result):
         return len(self.prefix_norms)
 
     @property
-    def null_shares(self) -> tuple[float, float, float]:
+    def null_fractions(self) -> tuple[float, float, float]:
         """Expected fractions of row, column and interaction for iid embeddings: degrees of freedom
         over h w - 1."""
         height, width = self.grid
@@ -185,9 +185,9 @@ def position_embeddings(model: Model, *, centred: bool = False) -> PositionEmbed
         norms=np.linalg.norm(patches, axis=1).reshape(grid),
         prefix_similarity=(prefix_unit @ unit.T).reshape(-1, *grid),
         prefix_norms=np.linalg.norm(prefix, axis=1),
-        row_share=rows,
-        column_share=columns,
-        interaction_share=interaction,
+        row_fraction=rows,
+        column_fraction=columns,
+        interaction_fraction=interaction,
     )
 
 

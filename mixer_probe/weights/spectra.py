@@ -221,15 +221,15 @@ class WeightSpectra(Result):
                 "rms": e.rms,
                 "spectral_norm": e.spectral_norm,
                 "stable_rank": e.stable_rank,
-                "stable_rank_share": e.stable_rank / e.full_rank,
+                "stable_rank_fraction": e.stable_rank / e.full_rank,
                 "effective_rank": e.effective_rank,
-                "effective_rank_share": e.effective_rank / e.full_rank,
+                "effective_rank_fraction": e.effective_rank / e.full_rank,
                 "edge": e.edge,
                 "limit": e.limit,
                 "null_norm": e.null_norm,
                 "norm_over_null": e.spectral_norm / e.null_norm if e.null_norm > 0 else math.nan,
-                "null_stable_rank_share": e.null_stable_rank / e.full_rank,
-                "null_effective_rank_share": e.null_effective_rank / e.full_rank,
+                "null_stable_rank_fraction": e.null_stable_rank / e.full_rank,
+                "null_effective_rank_fraction": e.null_effective_rank / e.full_rank,
                 "outliers": e.outliers,
                 "outlier_energy": e.outlier_energy,
             }
@@ -262,10 +262,10 @@ class WeightSpectra(Result):
 
 
 _FRACTIONS = (
-    "stable_rank_share",
-    "effective_rank_share",
-    "null_stable_rank_share",
-    "null_effective_rank_share",
+    "stable_rank_fraction",
+    "effective_rank_fraction",
+    "null_stable_rank_fraction",
+    "null_effective_rank_fraction",
     "outlier_energy",
 )
 _NORMS = ("rms", "spectral_norm", "norm_over_null")

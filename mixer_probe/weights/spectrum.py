@@ -72,14 +72,14 @@ class SpectralPeak:
 
     `rows` and `columns` are ky and kx in cycles over the map, of the two signs of a real wave the
     one with kx > 0, or ky >= 0 where kx is 0 or w/2. `frequency` is |f| in cycles per sample,
-    `phase` is in degrees, above -180 and up to 180, and `share` is the wave's fraction of the power
-    of the mean-removed map: 1 for a sinusoid."""
+    `phase` is in degrees, above -180 and up to 180, and `fraction` is the wave's fraction of the
+    power of the mean-removed map: 1 for a sinusoid."""
 
     rows: np.ndarray
     columns: np.ndarray
     frequency: np.ndarray
     phase: np.ndarray
-    share: np.ndarray
+    fraction: np.ndarray
 
 
 def spectral_peak(maps: np.ndarray) -> SpectralPeak:
@@ -94,11 +94,11 @@ def spectral_peak(maps: np.ndarray) -> SpectralPeak:
     strongest = np.take_along_axis(spectrum.reshape(power.shape), found[..., None], -1)[..., 0]
     rows = np.where(row > height // 2, row - height, row).astype(np.float64)
     blank = ~(total > 0)  # NaN too
-    share = np.take_along_axis(power, found[..., None], -1)[..., 0] / np.where(blank, 1.0, total)
+    fraction = np.take_along_axis(power, found[..., None], -1)[..., 0] / np.where(blank, 1.0, total)
     angles = np.degrees(np.angle(strongest))
     # -180 and 180 are one phase, and rounding must not choose between them.
     phase = np.where(np.isclose(angles, -180.0, rtol=0, atol=1e-9), 180.0, angles)
-    fields = (rows, column, np.hypot(rows / height, column / width), phase, share)
+    fields = (rows, column, np.hypot(rows / height, column / width), phase, fraction)
     return SpectralPeak(*(np.where(blank, np.nan, field) for field in fields))
 
 

@@ -43,7 +43,7 @@ class StemFilters(Result):
     frame = Frame(
         "unit",
         """model=model.name layer unit norm frequency_cycles_per_pixel=frequency
-        luminance_share=luminance""",
+        luminance_fraction=luminance""",
     )
 
     model: ModelRecord
@@ -123,7 +123,7 @@ class StemFilters(Result):
         colour."""
         frame = super().to_frame()
         if self.shape[1] == 3:
-            names = ["red_green_share", "blue_yellow_share"]
+            names = ["red_green_fraction", "blue_yellow_fraction"]
             frame[names] = colour_fractions(self.filters)[:, 1:]
         return frame
 
@@ -174,8 +174,8 @@ class StemComponents(Result):
     """Principal components of the stem filters: `components` [k, channel, h, w] of unit norm, most
     energy first.
 
-    `shares` [min(units, channels h w)] are the fractions of the energy (variance, if `centred`) of
-    all components. `frequency` and `luminance` [k] are those of the components. Uncentred
+    `fractions` [min(units, channels h w)] are the fractions of the energy (variance, if `centred`)
+    of all components. `frequency` and `luminance` [k] are those of the components. Uncentred
     components are the right singular vectors of the embedding, and their fractions those of its
     response to white noise. `scores` [unit, k] are the coordinates of the filters."""
 
@@ -184,7 +184,7 @@ class StemComponents(Result):
     model: ModelRecord
     layer: str
     components: Annotated[np.ndarray, "component", "channel", "height", "width"]
-    shares: Annotated[np.ndarray, "energy"]
+    fractions: Annotated[np.ndarray, "energy"]
     scores: Annotated[np.ndarray, "unit", "component"]
     frequency: Annotated[np.ndarray, "component"]
     luminance: Annotated[np.ndarray, "component"]
@@ -192,19 +192,19 @@ class StemComponents(Result):
     centred: bool
 
     @property
-    def null_share(self) -> float:
+    def null_fraction(self) -> float:
         """The fraction that the first component of iid filters of this shape exceeds in 5 % of
         cases (Tracy-Widom edge)."""
         rows = self.units - self.centred
         return tracy_widom_edge(rows, math.prod(self.components.shape[1:])) ** 2
 
     @checked(MeasureError)
-    def needed(self, share: float) -> int:
+    def needed(self, fraction: float) -> int:
         """How many components explain this fraction of the energy. Raises MeasureError unless 0 <
-        share <= 1."""
-        if not 0 < share <= 1:
-            raise MeasureError(f"share must be above 0 and at most 1, not {share}")
-        return int(np.searchsorted(np.cumsum(self.shares), share * (1 - 1e-12)) + 1)
+        fraction <= 1."""
+        if not 0 < fraction <= 1:
+            raise MeasureError(f"fraction must be above 0 and at most 1, not {fraction}")
+        return int(np.searchsorted(np.cumsum(self.fractions), fraction * (1 - 1e-12)) + 1)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per component: its fraction of the energy, cumulated too, frequency and
@@ -215,11 +215,11 @@ class StemComponents(Result):
                 "model": self.model.name,
                 "layer": self.layer,
                 "component": np.arange(k),
-                "share": self.shares[:k],
-                "cumulative_share": np.cumsum(self.shares)[:k],
-                "null_share": self.null_share,
+                "fraction": self.fractions[:k],
+                "cumulative_fraction": np.cumsum(self.fractions)[:k],
+                "null_fraction": self.null_fraction,
                 "frequency_cycles_per_pixel": self.frequency,
-                "luminance_share": self.luminance,
+                "luminance_fraction": self.luminance,
             }
         )
 
@@ -249,7 +249,7 @@ def stem_components(stem: StemFilters, k: int = 28, *, centred: bool = False) ->
         model=stem.model,
         layer=stem.layer,
         components=components,
-        shares=values**2 / (values**2).sum(),
+        fractions=values**2 / (values**2).sum(),
         scores=left[:, :k] * values[:k] * signs,
         frequency=colour_centroid(components),
         luminance=luminance_fraction(components),

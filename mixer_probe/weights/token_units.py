@@ -165,7 +165,7 @@ class TokenMixing(Result):
         return paired
 
     @checked(MeasureError)
-    def share_paired(self, block: int | str, side: Side = "read") -> float:
+    def fraction_paired(self, block: int | str, side: Side = "read") -> float:
         """Fraction of units that are paired; `chance` (0.05) is expected where phases are random.
         NaN where `chance` is."""
         return (
@@ -236,7 +236,7 @@ class TokenMixing(Result):
             rows.append(
                 row
                 | {
-                    "share_paired": self.share_paired(i, side),
+                    "fraction_paired": self.fraction_paired(i, side),
                     "mean_norm": float(units.norm.mean()),
                 }
             )
@@ -247,7 +247,7 @@ _UNITS = Frame(
     "unit",
     """unit norm frequency_cycles_per_token=frequency orientation_degrees=orientation coherence
     peak_row peak_column peak_frequency_cycles_per_token=peak_frequency phase_degrees=phase
-    peak_share spread_px=spread partner partner_cosine partner_p
+    peak_fraction spread_px=spread partner partner_cosine partner_p
     centre_row_px,centre_column_px=centre""",
 )
 _BLOCK_COLUMNS = {

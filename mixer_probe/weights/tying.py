@@ -66,14 +66,14 @@ class KernelSpectrum:
     dictionary: Annotated[np.ndarray, "top", "row", "column"]
 
     @property
-    def shares(self) -> np.ndarray:
+    def fractions(self) -> np.ndarray:
         """Fraction of the energy that each shared kernel explains [r]; NaN for kernels of zeros."""
         return ratio(self.energies, self.energies.sum(-1, keepdims=True))
 
     @property
     def cumulative(self) -> np.ndarray:
         """Fraction of the energy that the leading 1, 2, ... shared kernels explain [r]."""
-        return np.cumsum(self.shares)
+        return np.cumsum(self.fractions)
 
     @property
     def offset_cumulative(self) -> np.ndarray:
@@ -92,20 +92,20 @@ class KernelSpectrum:
         return effective_rank(np.sqrt(self.energies))
 
     @checked(MeasureError)
-    def count(self, share: float) -> float:
+    def count(self, fraction: float) -> float:
         """How many shared kernels explain this fraction of the energy; NaN for kernels of zeros."""
-        return count_for(self.energies, share)
+        return count_for(self.energies, fraction)
 
     @checked(MeasureError)
-    def offset_count(self, share: float) -> float:
+    def offset_count(self, fraction: float) -> float:
         """`count` in offset space, which is what the null compares with."""
-        return count_for(self.offset_energies, share)
+        return count_for(self.offset_energies, fraction)
 
     @checked(MeasureError)
-    def null_count(self, share: float) -> tuple[float, float, float]:
+    def null_count(self, fraction: float) -> tuple[float, float, float]:
         """(mean, 5 % quantile, 95 % quantile) of the count over the draws of the null; NaN without
         draws."""
-        counts = np.array([count_for(draw, share) for draw in self.null])
+        counts = np.array([count_for(draw, fraction) for draw in self.null])
         if not len(counts) or np.isnan(counts).any():
             return (float("nan"),) * 3
         low, high = np.quantile(counts, [0.05, 0.95])
@@ -176,16 +176,19 @@ class KernelTying(Result):
         return self.layers[self.index(layer)]
 
     @checked(MeasureError)
-    def counts(self, share: float = 0.9, *, normalise: bool = False) -> np.ndarray:
+    def counts(self, fraction: float = 0.9, *, normalise: bool = False) -> np.ndarray:
         """How many shared kernels explain this fraction of the energy, [layer]."""
-        return np.array([entry.spectrum(normalise).count(share) for entry in self.layers])
+        return np.array([entry.spectrum(normalise).count(fraction) for entry in self.layers])
 
-    def over_null(self, share: float = 0.9, *, normalise: bool = False) -> np.ndarray:
+    def over_null(self, fraction: float = 0.9, *, normalise: bool = False) -> np.ndarray:
         """The count in offset space relative to that of kernels with the same spectra and random
         phases, [layer]: below 1 channels share shape. NaN without a null."""
         spectra = [entry.spectrum(normalise) for entry in self.layers]
         return np.array(
-            [spectrum.offset_count(share) / spectrum.null_count(share)[0] for spectrum in spectra]
+            [
+                spectrum.offset_count(fraction) / spectrum.null_count(fraction)[0]
+                for spectrum in spectra
+            ]
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -214,32 +217,34 @@ class KernelTying(Result):
 
 
 def _columns(spectrum: KernelSpectrum, prefix: str) -> dict[str, float]:
-    row = {f"{prefix}count_{_percent(share)}": spectrum.count(share) for share in FRACTIONS}
+    row = {
+        f"{prefix}count_{_percent(fraction)}": spectrum.count(fraction) for fraction in FRACTIONS
+    }
     row[f"{prefix}effective_rank"] = spectrum.effective_rank
-    row[f"{prefix}first_share"] = float(spectrum.shares[0])
-    for share in FRACTIONS:
-        row[f"{prefix}offset_count_{_percent(share)}"] = spectrum.offset_count(share)
-        names = [f"{prefix}null_count_{_percent(share)}{end}" for end in ("", "_low", "_high")]
-        row.update(zip(names, spectrum.null_count(share), strict=True))
+    row[f"{prefix}first_fraction"] = float(spectrum.fractions[0])
+    for fraction in FRACTIONS:
+        row[f"{prefix}offset_count_{_percent(fraction)}"] = spectrum.offset_count(fraction)
+        names = [f"{prefix}null_count_{_percent(fraction)}{end}" for end in ("", "_low", "_high")]
+        row.update(zip(names, spectrum.null_count(fraction), strict=True))
     return row
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f}"
 
 
-def count_for(energies: np.ndarray, share: float) -> float:
+def count_for(energies: np.ndarray, fraction: float) -> float:
     """The fewest of `energies` [r], largest first, that add up to this fraction of their sum; NaN
     if they are all zero.
 
-    Raises MeasureError for a share that is not in (0, 1]."""
-    if not 0 < share <= 1:
-        raise MeasureError(f"share must be above 0 and at most 1, not {share}")
+    Raises MeasureError for a fraction that is not in (0, 1]."""
+    if not 0 < fraction <= 1:
+        raise MeasureError(f"fraction must be above 0 and at most 1, not {fraction}")
     cumulative = np.cumsum(energies)
     if not len(energies) or not cumulative[-1] > 0:
         return float("nan")
     # Sums that are equal but for rounding count as reached.
-    return float(np.argmax(cumulative >= share * cumulative[-1] * (1 - 1e-12)) + 1)
+    return float(np.argmax(cumulative >= fraction * cumulative[-1] * (1 - 1e-12)) + 1)
 
 
 @checked(MeasureError)

@@ -57,8 +57,8 @@ class UnitSet:
     - `norm`: Euclidean norm.
     - `frequency`: power centroid in cycles/token. `orientation` (degrees) and `coherence`: see
       `spectrum.orientation`.
-    - `peak_row`, `peak_column`, `peak_frequency`, `phase`, `peak_share`: the strongest plane wave,
-      see `SpectralPeak`.
+    - `peak_row`, `peak_column`, `peak_frequency`, `phase`, `peak_fraction`: the strongest plane
+      wave, see `SpectralPeak`.
     - `centre` [unit, 2] and `spread`: centre of mass (row, column) and spread around it in px, see
       `localisation`.
     - `partner`, `partner_cosine`: the opposite-phase unit, which has the most negative cosine
@@ -79,7 +79,7 @@ class UnitSet:
     peak_column: Annotated[np.ndarray, "unit"]
     peak_frequency: Annotated[np.ndarray, "unit"]
     phase: Annotated[np.ndarray, "unit"]
-    peak_share: Annotated[np.ndarray, "unit"]
+    peak_fraction: Annotated[np.ndarray, "unit"]
     centre: Annotated[np.ndarray, "unit", 2]
     spread: Annotated[np.ndarray, "unit"]
     partner: Annotated[np.ndarray, "unit"]
@@ -124,7 +124,7 @@ def measure_units(
         peak_column=peak.columns,
         peak_frequency=peak.frequency,
         phase=peak.phase,
-        peak_share=peak.share,
+        peak_fraction=peak.fraction,
         centre=centre,
         spread=spread,
         partner=partner,

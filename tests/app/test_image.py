@@ -243,8 +243,8 @@ def test_a_shuffled_image_before_and_after(
             logits(network, x)[0]
             for x in (images.subset([1]), distort(images, shuffle).subset([1]))
         )
-        shares = [torch.from_numpy(x).softmax(0).numpy() for x in (before, after)]
-        said = [f"**{names[int(x.argmax())]}** ({100 * x.max():.0f} %)" for x in shares]
+        fractions = [torch.from_numpy(x).softmax(0).numpy() for x in (before, after)]
+        said = [f"**{names[int(x.argmax())]}** ({100 * x.max():.0f} %)" for x in fractions]
         assert f"plain: {said[0]} → distorted: {said[1]}" in texts(page)
     moved = with_column(page, "rank")[-1]
     plain = mp.extract(networks[MIXER], images, ["blocks.7"])["blocks.7"].astype(np.float64)

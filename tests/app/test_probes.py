@@ -231,7 +231,7 @@ def test_a_map_lies_as_the_image_does() -> None:
     assert frame.loc[(frame["row"] == 1) & (frame["column"] == 0), "value"].item() == pytest.approx(
         0.5
     )
-    chart = charts.position_map(frame, "a map", (0.0, 1.0), "share").to_dict()
+    chart = charts.position_map(frame, "a map", (0.0, 1.0), "fraction").to_dict()
     assert chart["encoding"]["y"]["field"] == "row"
     assert chart["encoding"]["x"]["title"] == "column of the grid (3 wide)"
 

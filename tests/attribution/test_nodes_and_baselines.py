@@ -42,7 +42,7 @@ def by_hand(
     return ((x - start) * total).sum(1).numpy()
 
 
-def largest_share(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def largest_fraction(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """By which share of its magnitudes each of the maps `b` differs from `a`, [n]."""
     found: np.ndarray = np.abs(a - b).sum((1, 2)) / np.abs(b).sum((1, 2))
     return found
@@ -60,7 +60,7 @@ def test_the_change_is_half_of_what_twice_the_nodes_moved(name: str) -> None:
     one, two = (by_hand(model, x, start, 1, edges, 4) for edges in ([0.0, 1.0], [0.0, 0.5, 1.0]))
     assert found.steps.tolist() == [8] * N
     np.testing.assert_allclose(found.maps, two, rtol=1e-4, atol=1e-6 * np.abs(two).max())
-    np.testing.assert_allclose(found.change, largest_share(one, two) / 2, rtol=1e-4)
+    np.testing.assert_allclose(found.change, largest_fraction(one, two) / 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mixer", "vit"])
@@ -76,7 +76,7 @@ def test_a_map_moves_no_more_than_its_change(name: str) -> None:
     )
     for found, asked in ((loose, 0.2), (tight, 0.02)):
         assert (found.change <= asked).all()
-        assert (largest_share(found.maps, exact) <= asked).all()
+        assert (largest_fraction(found.maps, exact) <= asked).all()
     assert (tight.steps >= loose.steps).all()
     assert (tight.change <= loose.change).all()
 
@@ -151,4 +151,4 @@ def test_networks_that_are_one_function_of_pixels_have_one_map(method: str) -> N
     own, another = (
         mp.attribute(model, images, method, target=1, baseline="mean").maps for model in models[:2]
     )
-    assert largest_share(own, another).min() > 0.01
+    assert largest_fraction(own, another).min() > 0.01

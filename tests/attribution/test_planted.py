@@ -48,10 +48,10 @@ def test_every_method_puts_most_of_its_mass_in_the_quadrant(
     assert {m.method for m in maps[family]} == expected
     for found in maps[family]:
         size = np.abs(found.maps)
-        share = size[:, :HALF, :HALF].sum((1, 2)) / size.sum((1, 2))
+        fraction = size[:, :HALF, :HALF].sum((1, 2)) / size.sum((1, 2))
         # Pixels are exact; maps of a grid are enlarged, and reach beyond the quadrant by that.
         exact = found.native is None
-        assert share.min() > (0.999999 if exact else 0.5), (found.method, share)
+        assert fraction.min() > (0.999999 if exact else 0.5), (found.method, fraction)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -205,9 +205,12 @@ class Synthetic:
         """What each layer makes of the factors [factors, channels]."""
         drawn = torch.Generator().manual_seed(self.side + 1)
         centres = torch.linspace(0, self.factors, self.layers)
-        shares = [torch.exp(-(torch.arange(self.factors) - c).abs() / 8)[:, None] for c in centres]
+        fractions = [
+            torch.exp(-(torch.arange(self.factors) - c).abs() / 8)[:, None] for c in centres
+        ]
         return [
-            share * torch.randn(self.factors, self.channels, generator=drawn) for share in shares
+            fraction * torch.randn(self.factors, self.channels, generator=drawn)
+            for fraction in fractions
         ]
 
     def batch(self, start: int, n: int) -> dict[str, np.ndarray]:

@@ -191,7 +191,7 @@ def test_the_whole_equals_the_plain_definition(
     np.testing.assert_allclose(found.concept_p[0], expected, rtol=1e-12)
     assert found.known_images.tolist() == [7, 7, 5]
     np.testing.assert_allclose(
-        found.concept_share, [masks[known[:, c], c].mean() for c in range(3)]
+        found.concept_fraction, [masks[known[:, c], c].mean() for c in range(3)]
     )
 
 
@@ -276,7 +276,7 @@ def test_iou_counted_by_hand() -> None:
     np.testing.assert_allclose(found.iou[0][0], [2 / 12, 4 / 8])
     assert found.lit[0][0] == 8 / 32
     assert found.concept_images.tolist() == [1, 1]
-    assert found.concept_share.tolist() == [6 / 32, 4 / 32]
+    assert found.concept_fraction.tolist() == [6 / 32, 4 / 32]
     known = np.array([[True, False], [True, True]])
     found = dissect(
         pixel_model(4),
@@ -318,7 +318,7 @@ def test_attributes_by_hand() -> None:
     assert found.by == "peak"
     np.testing.assert_allclose(found.iou[0][0], [1 / 3, 0 / 2])
     assert found.lit[0][0] == 0.5
-    np.testing.assert_allclose(found.concept_share, [2 / 4, 1 / 3])
+    np.testing.assert_allclose(found.concept_fraction, [2 / 4, 1 / 3])
     filled = dissect(
         model, images, concepts, "stem", quantile=0.875, permutations=0, attributes="fill", step=1
     )
@@ -406,7 +406,7 @@ def test_the_paper_s_rule_takes_common_places_for_a_concept_and_the_null_does_no
     assert found.above()[0][0]
     assert found.iou[0][0, 0] == pytest.approx(0.2, abs=0.01)
     assert not found.detectors[0].any()
-    assert found.summary()["share_above_paper"][0] > 0
+    assert found.summary()["fraction_above_paper"][0] > 0
 
 
 def test_large_concepts_are_not_drowned_by_the_chance_of_small_ones() -> None:
@@ -651,7 +651,7 @@ def test_photographs_through_a_real_network_equal_the_plain_definition(tmp_path)
             with Image.open(tmp_path / concept / f"{name}.png") as picture:
                 resized = picture.resize((256, 256), Image.Resampling.NEAREST)
             masks[i, c] = np.asarray(resized.crop((16, 16, 240, 240))) > 0
-    np.testing.assert_allclose(found.concept_share, masks.mean((0, 2, 3)))
+    np.testing.assert_allclose(found.concept_fraction, masks.mean((0, 2, 3)))
     maps = torch.from_numpy(caught(model, inputs, "blocks.0"))
     for k in range(0, 512, 97):
         # 0.5 % of 7 x 196 are 6.86.
@@ -840,13 +840,13 @@ def test_classes_as_attributes_on_a_trained_network() -> None:
     model = mp.load_model("zoo:mixer-s0", device="cpu")
     classes = class_concepts(images)
     found = dissect(model, images, classes, ["blocks.0", "norm"], permutations=49)
-    share = found.summary()["share_detectors"].to_numpy()
+    fraction = found.summary()["fraction_detectors"].to_numpy()
     # Late channels tell classes, early ones hardly: as class selectivity, by ranks of means, finds
     # them.
     selective = class_selectivity(
         mp.extract(model, images, ["blocks.0", "norm"]), permutations=49
-    ).summary()["share_selective"]
-    assert share[1] > share[0]
+    ).summary()["fraction_selective"]
+    assert fraction[1] > fraction[0]
     assert selective[1] > selective[0]
     dealt = class_concepts(images.subset(np.random.default_rng(0).permutation(120)))
     wrong = concepts_from_attributes(dealt.attributes, dealt.names, images.ids)

@@ -42,7 +42,7 @@ def test_partners_equal_numpy() -> None:
     np.testing.assert_allclose(found.correlation, np.take_along_axis(r, order, 1), atol=1e-12)
     np.testing.assert_array_equal(found.best_of_b, np.abs(r).argmax(0))
     assert np.isnan(found.p_value).all()
-    assert np.isnan(found.share_above)
+    assert np.isnan(found.fraction_above)
 
 
 def test_planted_pairs_are_found_and_nothing_else_is_above_the_corrected_null() -> None:
@@ -51,7 +51,7 @@ def test_planted_pairs_are_found_and_nothing_else_is_above_the_corrected_null() 
     assert found.partner[[3, 5], 0].tolist() == [7, 8]
     assert found.correlation[3, 0] == pytest.approx(-1)
     assert np.flatnonzero(found.p_corrected <= 0.05).tolist() == [3, 5]
-    assert found.share_corrected == pytest.approx(2 / 30)
+    assert found.fraction_corrected == pytest.approx(2 / 30)
     assert found.mutual[[3, 5]].all()
     assert found.p_value[3] == pytest.approx(1 / 1000)
     assert (found.threshold < 0.4).all()
@@ -82,7 +82,7 @@ def test_one_channel_in_twenty_is_above_its_own_null_by_chance() -> None:
     A, B = rng.standard_normal((100, 600)), rng.standard_normal((100, 30))
     found = channel_partners(reps_of(A), reps_of(B), "x", "x", permutations=199)
     # Binomial(600, 0.05), loosened for the partners they share.
-    assert 0.02 < found.share_above < 0.08
+    assert 0.02 < found.fraction_above < 0.08
 
 
 def test_over_positions_each_cell_of_each_image_counts() -> None:
@@ -128,7 +128,7 @@ def test_a_bias_to_places_that_all_images_share_is_in_the_null() -> None:
     A, B = rng.standard_normal((80, 4, 5)) + place, rng.standard_normal((80, 4, 5)) + place
     found = channel_partners(reps_of(A), reps_of(B), "x", "x", over="positions")
     assert (found.strength > 0.8).all()
-    assert found.share_corrected == 0
+    assert found.fraction_corrected == 0
 
 
 def test_constant_channels_have_no_partner_and_are_named() -> None:
@@ -142,7 +142,7 @@ def test_constant_channels_have_no_partner_and_are_named() -> None:
     assert np.isnan(found.p_value[2])
     assert not (found.partner == 0).any()
     assert not found.mutual[2]
-    assert found.share_above > 0
+    assert found.fraction_above > 0
     assert found.best_of_b[0] == -1
 
 

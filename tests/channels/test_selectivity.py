@@ -119,7 +119,7 @@ def test_planted_units_are_found_and_nothing_else_is_above_the_corrected_null() 
     assert found.p_value[1][4] == pytest.approx(1 / 1000)
     assert (found.strength[1][[4, 9, 17]] > found.threshold[1]).all()
     summary = found.summary()
-    assert summary["share_selective"].tolist() == [0, 3 / 60]
+    assert summary["fraction_selective"].tolist() == [0, 3 / 60]
     frame = found.to_frame()
     assert frame[frame["selective"]]["class"].tolist() == ["dog", "frog", "cat"]
 

@@ -95,8 +95,8 @@ def test_statistics_equal_numpy_at_any_batch_size(resnet: mp.Model) -> None:
         np.testing.assert_allclose(found.std[i], values.std(0), rtol=1e-5, atol=1e-7)
         np.testing.assert_array_equal(found.minimum[i], values.min(0))
         np.testing.assert_array_equal(found.maximum[i], values.max(0))
-        np.testing.assert_allclose(found.share_zero[i], (values == 0).mean(0), atol=1e-12)
-        np.testing.assert_allclose(found.share_nonpositive[i], (values <= 0).mean(0), atol=1e-12)
+        np.testing.assert_allclose(found.fraction_zero[i], (values == 0).mean(0), atol=1e-12)
+        np.testing.assert_allclose(found.fraction_nonpositive[i], (values <= 0).mean(0), atol=1e-12)
     assert found.n == 7
     # bn1 is seen before the in-place ReLU that follows it.
     assert found.minimum[0].max() < 0
@@ -109,7 +109,7 @@ def test_dead_channels_are_those_that_never_change(resnet: mp.Model) -> None:
     found = mp.channel_statistics(resnet, noise(2, 64), ["layer1.0.bn2"])
     assert np.flatnonzero(found.dead[0]).tolist() == [5]
     assert found.mean[0][5] == pytest.approx(0.25)
-    assert found.share_zero[0][5] == 0.0
+    assert found.fraction_zero[0][5] == 0.0
 
 
 def test_merging_equals_one_pass_even_far_from_zero(resnet: mp.Model) -> None:
@@ -157,8 +157,8 @@ def test_all_statistics_equal_numpy_for_any_split_and_merge_order(
     np.testing.assert_allclose(found.kurtosis[0], scipy.stats.kurtosis(flat), rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(found.minimum[0], flat.min(0))
     np.testing.assert_array_equal(found.maximum[0], flat.max(0))
-    np.testing.assert_allclose(found.share_nonpositive[0], (flat <= 0).mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found.share_zero[0], (flat == 0).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.fraction_nonpositive[0], (flat <= 0).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.fraction_zero[0], (flat == 0).mean(0), rtol=1e-12)
     exact = np.quantile(flat, LEVELS, axis=0, method="inverted_cdf").T
     error = np.abs(found.quantiles[0] - exact)
     assert (error <= np.maximum(RELATIVE_ERROR * np.abs(exact), ABSOLUTE_ERROR) * (1 + 1e-6)).all()
@@ -174,7 +174,7 @@ def test_the_sketch_is_the_same_to_the_last_bit_in_any_order() -> None:
     for batches, parts in (([90], 1), ([30] * 3, 3), ([1] * 90, 2), ([7, 80, 3], 2)):
         again = statistics_of(values, batches, parts)
         np.testing.assert_array_equal(again.quantiles[0], first.quantiles[0])
-        np.testing.assert_array_equal(again.share_massive[0], first.share_massive[0])
+        np.testing.assert_array_equal(again.fraction_massive[0], first.fraction_massive[0])
 
 
 def test_buckets_keep_the_order_and_the_stated_error_over_the_whole_range() -> None:
@@ -245,7 +245,7 @@ def test_dead_always_on_and_massive_channels_are_the_planted_ones() -> None:
     assert found.median_magnitude is not None
     assert found.median_magnitude[0] == pytest.approx(median, rel=RELATIVE_ERROR)
     assert found.largest_ratio[0][5] == pytest.approx(150 / median, rel=2 * RELATIVE_ERROR)
-    assert found.share_massive[0].tolist() == [0, 0, 0, 0, 0, 1 / 1000]
+    assert found.fraction_massive[0].tolist() == [0, 0, 0, 0, 0, 1 / 1000]
     assert np.isnan(found.skew[0][1])
     assert np.isnan(found.kurtosis[0][1])
 
@@ -328,7 +328,7 @@ def test_results_of_an_earlier_version_still_open() -> None:
         "kurtosis",
         "quantiles",
         "median_magnitude",
-        "share_massive",
+        "fraction_massive",
         "participation",
         "nearest",
         "cluster",

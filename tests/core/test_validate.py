@@ -202,9 +202,9 @@ def test_messages(call: Callable[[], Any], error: type[MixerProbeError], said: s
 def test_what_is_right_passes_and_numpys_whole_numbers_become_ints() -> None:
     @checked(MeasureError)
     def given(
-        seed: int = 0, k: int | None = None, share: float = 0.5, *, other: object = None
+        seed: int = 0, k: int | None = None, fraction: float = 0.5, *, other: object = None
     ) -> tuple[object, ...]:
-        return seed, k, share, other
+        return seed, k, fraction, other
 
     assert given(np.int64(3), np.uint8(2), 1, other="x") == (3, 2, 1, "x")
     assert all(type(value) is int for value in given(np.int64(3), np.uint8(2))[:2])
@@ -227,10 +227,12 @@ def test_seeds_are_what_numpy_and_torch_take() -> None:
 
 @pytest.mark.parametrize("value", [0, 1, -0.1, 1.1, math.nan, "half", None])
 def test_fractions_and_their_ends(value: Any) -> None:
-    with pytest.raises(ImagesError, match="share is a"):
-        check_fraction("share", value, ImagesError)
+    with pytest.raises(ImagesError, match="fraction is a"):
+        check_fraction("fraction", value, ImagesError)
     if value in (0, 1):
-        assert check_fraction("share", value, ImagesError, zero=value == 0, one=value == 1) == value
+        assert (
+            check_fraction("fraction", value, ImagesError, zero=value == 0, one=value == 1) == value
+        )
 
 
 @pytest.mark.parametrize("value", ["", "  ", "x" * 256, "a\nb", "a\x1b[31m", "a\0b", None, 3])

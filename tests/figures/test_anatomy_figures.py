@@ -77,12 +77,12 @@ def test_bars_are_the_shares_side_by_side_in_a_fixed_order(results: list[Anatomy
     for axes, which in zip(anatomy_bars(results).axes, (0, 1), strict=True):
         for row, sizes in enumerate(SIZES.values()):
             bars = segments(axes, row)
-            shares = [
+            fractions = [
                 100 * sizes.get(m, (0, 0))[which] / sum(s[which] for s in sizes.values())
                 for m in MIXES
             ]
-            np.testing.assert_allclose([b.get_width() for b in bars], shares)
-            np.testing.assert_allclose([b.get_x() for b in bars], np.cumsum([0, *shares[:-1]]))
+            np.testing.assert_allclose([b.get_width() for b in bars], fractions)
+            np.testing.assert_allclose([b.get_x() for b in bars], np.cumsum([0, *fractions[:-1]]))
             assert [b.get_facecolor()[:3] for b in bars] == [to_rgb(LOOKS[m][0]) for m in MIXES]
 
 

@@ -81,7 +81,7 @@ def test_selectivity_draws_the_summary(reps: list[mp.Representations]) -> None:
     for i, result in enumerate(results):
         table = result.summary()
         np.testing.assert_allclose(
-            figure.axes[0].lines[i].get_ydata(), 100 * table["share_selective"]
+            figure.axes[0].lines[i].get_ydata(), 100 * table["fraction_selective"]
         )
         np.testing.assert_array_equal(figure.axes[1].lines[i].get_ydata(), table["auroc_median"])
     figure = finished(selectivity_distributions(results))
@@ -109,7 +109,7 @@ def test_histograms_of_partners_hold_all_channels(reps: list[mp.Representations]
     assert sum(
         bar.get_height() for bar in axes.patches if hasattr(bar, "get_height")
     ) == pytest.approx(100)
-    assert f"{100 * result.share_above:.0f} % above null" in [t.get_text() for t in axes.texts]
+    assert f"{100 * result.fraction_above:.0f} % above null" in [t.get_text() for t in axes.texts]
 
 
 def test_a_page_has_its_pictures_and_numbers(
@@ -134,9 +134,9 @@ def test_a_page_has_its_pictures_and_numbers(
     assert len(board.images) == 3 * (1 + 1 + 2 + 1)
     np.testing.assert_array_equal(board.images[0].get_array(), page.top.pictures[0])
     left, right, bottom, top = board.images[0].get_extent()
-    box, shares = board.patches[0], page.top.boxes[0]
+    box, fractions = board.patches[0], page.top.boxes[0]
     assert box.get_xy() == pytest.approx(
-        (left + shares[1] * (right - left), top + shares[0] * (bottom - top))
+        (left + fractions[1] * (right - left), top + fractions[0] * (bottom - top))
     )
     texts = texts_of(figure)
     assert f"{page.statistics['mean']:.3g} ± {page.statistics['std']:.3g}" in texts

@@ -78,7 +78,7 @@ def test_depth_has_a_row_for_each_kind_and_draws_the_summary(results: list[Disse
         table = result.summary()
         table = table[table["kind"] == "block"]
         np.testing.assert_allclose(
-            figure.axes[0].lines[i].get_ydata(), 100 * table["share_detectors"]
+            figure.axes[0].lines[i].get_ydata(), 100 * table["fraction_detectors"]
         )
         np.testing.assert_array_equal(figure.axes[1].lines[i].get_ydata(), table["unique_concepts"])
         np.testing.assert_array_equal(figure.axes[2].lines[i].get_ydata(), table["strength_max"])

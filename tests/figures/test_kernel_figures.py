@@ -146,7 +146,7 @@ def test_tying_lines_are_counts_and_ratios_to_the_null(tying: list[KernelTying])
         ratios[2].get_ydata(), frame["offset_count_90"] / frame["null_count_90"]
     )
     drawn(figure)
-    unit = kernel_tying_depth(tying, share=0.99, normalise=True)
+    unit = kernel_tying_depth(tying, fraction=0.99, normalise=True)
     np.testing.assert_array_equal(
         unit.axes[0].lines[0].get_ydata(), tying[0].counts(0.99, normalise=True)
     )
@@ -174,7 +174,7 @@ def test_dictionary_pictures(tying: list[KernelTying]) -> None:
     for k, axes in enumerate(pictures):
         picture = spectrum.dictionary[k]
         np.testing.assert_allclose(axes.images[0].get_array(), picture / np.abs(picture).max())
-        assert axes.get_title(loc="center") == f"{100 * spectrum.shares[k]:.3g} %"
+        assert axes.get_title(loc="center") == f"{100 * spectrum.fractions[k]:.3g} %"
     drawn(figure)
     drawn(kernel_dictionary(tying[0]))
 

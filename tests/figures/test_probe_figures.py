@@ -281,7 +281,7 @@ def test_a_panel_a_target_and_hopeless_ones_do_not_stretch_it() -> None:
 def test_confusion_shows_shares_of_the_true_class() -> None:
     result = confused("net")
     axes = confusion_heatmaps([result], layer=0).axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array(), 100 * result.shares[0])
+    np.testing.assert_allclose(axes.images[0].get_array(), 100 * result.fractions[0])
     assert [text.get_text() for text in axes.get_yticklabels()] == list(result.class_names)
     assert len(axes.texts) == 16
 

@@ -51,8 +51,8 @@ def test_lines_are_means_over_blocks_in_a_column_for_each_kind(
     lines = panels[0, 0].lines
     # Mixer and its null, ViT and its null, no ResNet.
     drawn = [line for line in lines if len(line.get_xdata()) == 2]
-    np.testing.assert_allclose(drawn[2].get_ydata(), spatial["stable_rank_share"])
-    np.testing.assert_allclose(drawn[3].get_ydata(), spatial["null_stable_rank_share"])
+    np.testing.assert_allclose(drawn[2].get_ydata(), spatial["stable_rank_fraction"])
+    np.testing.assert_allclose(drawn[3].get_ydata(), spatial["null_stable_rank_fraction"])
     assert drawn[3].get_linestyle() == "--"
     assert panels[2, 0].get_yscale() == "log"
     assert panels[0, 0].get_ylim()[0] == 0
@@ -115,11 +115,11 @@ def test_the_section_says_the_numbers(spectra: dict[str, WeightSpectra]) -> None
     table = spectra["mixer"].by_depth()
     spatial = table[table["kind"] == "spatial"]
     assert (
-        f"the stable rank of spatial mixing is {100 * spatial['stable_rank_share'].mean():.1f} %"
+        f"the stable rank of spatial mixing is {100 * spatial['stable_rank_fraction'].mean():.1f} %"
         in section.paragraphs[0]
     )
     assert (
-        f"(iid weights: {100 * spatial['null_stable_rank_share'].mean():.1f} %)"
+        f"(iid weights: {100 * spatial['null_stable_rank_fraction'].mean():.1f} %)"
         in section.paragraphs[0]
     )
     assert "k×k convolutions" in section.paragraphs[1]

@@ -92,18 +92,18 @@ def test_all_filters_are_shown_unless_fewer_are_asked_for() -> None:
     assert "5 of 768" in stem_pictures(stem_of(768, 3, 4), limit=5).axes[0].get_title(loc="left")
 
 
-def test_components_carry_their_shares() -> None:
+def test_components_carry_their_fractions() -> None:
     found = stem_components(stem_of(40, 3, 8), 9)
     figure = stem_component_pictures(found)
     *tiles, curve = figure.axes
     assert len(tiles) == 9
-    assert tiles[0].get_title() == f"1: {100 * found.shares[0]:.2g} %"
+    assert tiles[0].get_title() == f"1: {100 * found.fractions[0]:.2g} %"
     expected = 0.5 + 0.5 * found.components[4] / np.abs(found.components[4]).max()
     np.testing.assert_allclose(
         tiles[4].images[0].get_array(), expected.transpose(1, 2, 0), atol=1e-12
     )
-    np.testing.assert_allclose(curve.lines[0].get_ydata(), 100 * found.shares)
-    assert curve.lines[1].get_ydata()[0] == pytest.approx(100 * found.null_share)
+    np.testing.assert_allclose(curve.lines[0].get_ydata(), 100 * found.fractions)
+    assert curve.lines[1].get_ydata()[0] == pytest.approx(100 * found.null_fraction)
 
 
 def test_colour_is_drawn_against_frequency() -> None:
@@ -176,7 +176,7 @@ def test_sections_say_the_numbers() -> None:
     assert f"{found.needed(0.9)} of 40 principal components explain 90 %" in text_of(section)
     places = positions_of("net")
     (section,) = position_section([replace(places, model=replace(places.model, trained=False))])
-    assert f"row alone explains {100 * places.row_share:.1f} %" in text_of(section)
+    assert f"row alone explains {100 * places.row_fraction:.1f} %" in text_of(section)
     assert "(iid: 20.0 % and 20.0 %)" in text_of(section)
     assert section.warnings
     table = next(item for item in section.content if isinstance(item, Table))

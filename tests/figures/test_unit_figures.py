@@ -161,7 +161,7 @@ def test_depth_lines_are_the_summary_and_its_nulls(mixer: TokenMixing, side: str
         np.testing.assert_allclose(axes.lines[0].get_ydata(), table[own] / unit)
         np.testing.assert_allclose(axes.lines[1].get_ydata(), table[null] / unit)
         assert axes.lines[1].get_linestyle() == "--"
-    np.testing.assert_allclose(panels[5].lines[0].get_ydata(), table["share_paired"])
+    np.testing.assert_allclose(panels[5].lines[0].get_ydata(), table["fraction_paired"])
     np.testing.assert_allclose(panels[5].lines[1].get_ydata(), 0.05)
 
 

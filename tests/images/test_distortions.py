@@ -159,17 +159,17 @@ def test_no_shuffle_is_the_identity_and_all_others_come_up() -> None:
 
 def test_patches_dropped_are_that_share_and_the_others_are_untouched() -> None:
     images = noise(2, 24, 24)
-    for share in (0, 0.25, 0.5, 1):
-        changed = to_cells(PatchDrop(share, 4, fill=(0.1, 0.2, 0.3))(images), 4)
+    for fraction in (0, 0.25, 0.5, 1):
+        changed = to_cells(PatchDrop(fraction, 4, fill=(0.1, 0.2, 0.3))(images), 4)
         gone = (changed == torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)).flatten(2).all(2)
-        assert gone.sum(1).tolist() == [16 * share] * 2
+        assert gone.sum(1).tolist() == [16 * fraction] * 2
         assert torch.equal(changed[~gone], to_cells(images, 4)[~gone])
     assert torch.equal(PatchDrop(0, 4)(images), images)
 
 
 def test_a_larger_share_drops_what_a_smaller_one_drops() -> None:
     images = torch.zeros(1, 3, 8, 8)
-    few, many = (PatchDrop(share, 4, fill=(1, 1, 1))(images) for share in (0.25, 0.75))
+    few, many = (PatchDrop(fraction, 4, fill=(1, 1, 1))(images) for fraction in (0.25, 0.75))
     assert bool((many >= few).all())
     assert many.sum() == 3 * few.sum()
 

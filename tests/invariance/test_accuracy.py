@@ -143,8 +143,10 @@ def test_numbers_by_hand() -> None:
     assert result.chance == 3 / 8
     assert result.drop.value.tolist() == [0.25]
     assert result.agreement.value.tolist() == [4 / 8]
-    shares = [np.bincount(row, minlength=3) / 8 for row in predicted]
-    assert result.agreement_by_chance[0] == pytest.approx(float((shares[0] * shares[1]).sum()))
+    fractions = [np.bincount(row, minlength=3) / 8 for row in predicted]
+    assert result.agreement_by_chance[0] == pytest.approx(
+        float((fractions[0] * fractions[1]).sum())
+    )
 
 
 def test_what_is_kept_has_an_interval_of_the_right_width() -> None:

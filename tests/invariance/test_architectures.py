@@ -17,9 +17,9 @@ from tests.invariance.planted import answers_right
 DISTORTIONS = (PatchShuffle(4), PatchShuffle(2), LowPass(4.0))
 
 
-def right(shares: list[float], n: int = 1000) -> np.ndarray:
+def right(fractions: list[float], n: int = 1000) -> np.ndarray:
     """Exactly these shares are right: the first images of every class."""
-    return np.arange(n)[None] // 10 < np.array(shares)[:, None] * n / 10
+    return np.arange(n)[None] // 10 < np.array(fractions)[:, None] * n / 10
 
 
 def test_what_is_kept_is_averaged_over_strengths_and_networks() -> None:
@@ -49,9 +49,9 @@ def test_what_is_kept_is_averaged_over_strengths_and_networks() -> None:
 
 
 def test_a_network_against_itself_has_no_gap() -> None:
-    shares = [0.8, 0.6, 0.4, 0.5]
+    fractions = [0.8, 0.6, 0.4, 0.5]
     results = [
-        answers_right(right(shares), DISTORTIONS, name=n, family=f)
+        answers_right(right(fractions), DISTORTIONS, name=n, family=f)
         for n, f in (("a", "vit"), ("b", "cnn"))
     ]
     found = compare_architectures(results)

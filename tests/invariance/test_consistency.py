@@ -26,7 +26,7 @@ def test_two_identical_networks_have_kappa_one() -> None:
     right = np.random.default_rng(0).random(400) < 0.7
     found = error_consistency(made(right, right))
     assert found.kappa[0, 0, 1] == 1
-    assert found.high[0, 0, 1] == found.most[0, 0, 1] == found.share_of_most[0, 0, 1] == 1
+    assert found.high[0, 0, 1] == found.most[0, 0, 1] == found.fraction_of_most[0, 0, 1] == 1
     # No image tells them apart: how many others would has Wilson's bound of none of 400.
     assert found.low[0, 0, 1] == pytest.approx(1 - 2 * wilson_interval(0, 400)[1])
 
@@ -35,7 +35,7 @@ def test_opposite_networks_are_at_the_least_kappa() -> None:
     right = np.arange(100) < 50
     found = error_consistency(made(right, ~right))
     assert found.kappa[0, 0, 1] == found.least[0, 0, 1] == -1
-    assert found.share_of_most[0, 0, 1] == -1
+    assert found.fraction_of_most[0, 0, 1] == -1
 
 
 def test_kappa_is_cohens() -> None:
@@ -80,14 +80,16 @@ def test_the_null_is_counted_exactly() -> None:
     """Of all ways to choose b right images, how many share k with the first network's a."""
     n, a, b = 30, 20, 12
     found = error_consistency(made(np.arange(n) < a, np.arange(n) < b))
-    share = {k: math.comb(a, k) * math.comb(n - a, b - k) / math.comb(n, b) for k in range(2, 13)}
+    fraction = {
+        k: math.comb(a, k) * math.comb(n - a, b - k) / math.comb(n, b) for k in range(2, 13)
+    }
     expected = expected_agreement(np.array(a / n), np.array(b / n))
-    values = {k: float(kappa(np.array((n - a - b + 2 * k) / n), expected)) for k in share}
+    values = {k: float(kappa(np.array((n - a - b + 2 * k) / n), expected)) for k in fraction}
     low, high = found.null_low[0, 0, 1], found.null_high[0, 0, 1]
     assert any(low == pytest.approx(v) for v in values.values())
-    assert sum(share[k] for k, v in values.items() if low - 1e-9 <= v <= high + 1e-9) >= 0.95
-    assert sum(share[k] for k, v in values.items() if v < low - 1e-9) <= 0.025
-    assert sum(share[k] for k, v in values.items() if v > high + 1e-9) <= 0.025
+    assert sum(fraction[k] for k, v in values.items() if low - 1e-9 <= v <= high + 1e-9) >= 0.95
+    assert sum(fraction[k] for k, v in values.items() if v < low - 1e-9) <= 0.025
+    assert sum(fraction[k] for k, v in values.items() if v > high + 1e-9) <= 0.025
 
 
 def test_independent_errors_have_kappa_zero_within_interval_and_null() -> None:

@@ -118,15 +118,15 @@ def test_perfect_networks_have_no_errors_to_compare() -> None:
 
 
 def test_families_that_lose_differently_are_ranked_with_the_gap() -> None:
-    def right(*shares: float) -> np.ndarray:
-        return np.arange(1000)[None] // 10 < 100 * np.array(shares)[:, None]
+    def right(*fractions: float) -> np.ndarray:
+        return np.arange(1000)[None] // 10 < 100 * np.array(fractions)[:, None]
 
-    shares = {"m0": (0.9, 0.3), "m1": (0.9, 0.2), "v0": (0.9, 0.8), "v1": (0.9, 0.7)}
+    fractions = {"m0": (0.9, 0.3), "m1": (0.9, 0.2), "v0": (0.9, 0.8), "v1": (0.9, 0.7)}
     results = [
         answers_right(
             right(*s), (PatchShuffle(4),), name=name, family="mixer" if name[0] == "m" else "vit"
         )
-        for name, s in shares.items()
+        for name, s in fractions.items()
     ]
     said = sentences(compare_architectures(results))
     assert said.startswith(
@@ -141,7 +141,7 @@ def test_families_that_lose_differently_are_ranked_with_the_gap() -> None:
 
 
 def test_rows_that_tell_are_those_above_chance() -> None:
-    right = np.stack([np.arange(200) % 10 < share for share in (9, 6, 1, 5, 9)])
+    right = np.stack([np.arange(200) % 10 < fraction for fraction in (9, 6, 1, 5, 9)])
     found = error_consistency([answers_right(right, DISTORTIONS, name=n) for n in "ab"])
     # On a 4x4 grid both are at chance, so the 2x2 grid stands for patch shuffles.
     assert telling_rows(found) == [0, 1, 3, 4]

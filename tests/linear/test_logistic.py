@@ -34,11 +34,11 @@ REFERENCE = {"solver": "newton-cg", "tol": 1e-10, "max_iter": 10_000}
 
 
 def labelled(
-    n: int, p: int, classes: int, seed: int = 0, shares: tuple[float, ...] | None = None
+    n: int, p: int, classes: int, seed: int = 0, fractions: tuple[float, ...] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classes that overlap, in features of very different scales, far from zero."""
     random = np.random.default_rng(seed)
-    y = random.choice(classes, size=n, p=shares)
+    y = random.choice(classes, size=n, p=fractions)
     y[:classes] = np.arange(classes)
     X = (
         random.normal(size=(n, p)) @ random.normal(size=(p, p))
@@ -53,7 +53,7 @@ CASES = {
     "more features than images": labelled(40, 90, 4),
     "more features, two classes": labelled(30, 60, 2),
     "as many features as images": labelled(30, 30, 3),
-    "unbalanced": labelled(300, 10, 4, shares=(0.9, 0.05, 0.03, 0.02)),
+    "unbalanced": labelled(300, 10, 4, fractions=(0.9, 0.05, 0.03, 0.02)),
 }
 
 
@@ -116,10 +116,14 @@ def test_two_gaussians_reach_the_bayes_accuracy(distance):
 
 def test_a_huge_penalty_leaves_the_shares_of_the_classes():
     X, y = CASES["unbalanced"]
-    shares = np.bincount(y) / len(y)
+    fractions = np.bincount(y) / len(y)
     path = logistic_path(X, y, [1e9], tol=1e-8)
-    np.testing.assert_allclose(np.exp(path.scores(X))[0], np.tile(shares, (len(X), 1)), atol=1e-4)
-    np.testing.assert_allclose(path.intercept[0], np.log(shares) - np.log(shares).mean(), atol=1e-4)
+    np.testing.assert_allclose(
+        np.exp(path.scores(X))[0], np.tile(fractions, (len(X), 1)), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        path.intercept[0], np.log(fractions) - np.log(fractions).mean(), atol=1e-4
+    )
 
 
 def test_without_standardisation_it_is_scikit_learn_on_centred_features():
@@ -303,12 +307,12 @@ def test_left_out_accuracy_is_that_of_refitting_without(folds):
     assert total == (len(y) if folds else 30)
     accuracy = path.left_out_accuracy()
     assert path.best_l2() == max(
-        l2 for l2, share in zip(PATH, accuracy, strict=True) if share == accuracy.max()
+        l2 for l2, fraction in zip(PATH, accuracy, strict=True) if fraction == accuracy.max()
     )
     assert LogisticProbe(PATH, folds=folds, seed=3, tol=1e-8).fit(X, y).l2_ == path.best_l2()
 
 
-def test_folds_hold_every_image_once_and_classes_their_share():
+def test_folds_hold_every_image_once_and_classes_their_fraction():
     y = np.repeat([0, 1, 2], [50, 30, 1])
     folds = left_out_folds(y, 5)
     assert sorted(np.concatenate(folds).tolist()) == list(range(80))

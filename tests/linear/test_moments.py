@@ -111,7 +111,7 @@ def test_tensors_and_arrays_and_names_of_classes(dtype):
     assert set(path.predict(tensor).ravel()) == {"cat", "dog", "frog"}
 
 
-def test_a_stratified_sample_has_of_every_class_its_share():
+def test_a_stratified_sample_has_of_every_class_its_fraction():
     y = np.repeat([0, 1, 2], [600, 300, 100])
     assert np.bincount(y[stratified(y, 100)]).tolist() == [60, 30, 10]
     small = stratified(y, 50, seed=3)

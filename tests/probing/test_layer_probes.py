@@ -93,9 +93,9 @@ def test_random_labels_are_at_chance(make_reps):
 
 def test_interval_covers_at_its_level():
     random = np.random.default_rng(5)
-    shares = random.uniform(0, 1, size=5000)
-    bounds = np.array([wilson_interval(int(k), 100) for k in random.binomial(100, shares)])
-    assert 0.94 < ((bounds[:, 0] <= shares) & (shares <= bounds[:, 1])).mean() < 0.96
+    fractions = random.uniform(0, 1, size=5000)
+    bounds = np.array([wilson_interval(int(k), 100) for k in random.binomial(100, fractions)])
+    assert 0.94 < ((bounds[:, 0] <= fractions) & (fractions <= bounds[:, 1])).mean() < 0.96
 
 
 @pytest.mark.parametrize(

@@ -185,13 +185,13 @@ def test_refusals_are_one_sentence(make_reps, probe):
 
 # Without the bias only the noisy mark of the quadrant says where to look.
 @pytest.mark.parametrize(
-    ("settings", "share"), [({}, 0.8), ({"position_bias": False, "lr": 0.05}, 0.6)], ids=str
+    ("settings", "fraction"), [({}, 0.8), ({"position_bias": False, "lr": 0.05}, 0.6)], ids=str
 )
-def test_attention_goes_to_where_the_class_is(settings, share):
+def test_attention_goes_to_where_the_class_is(settings, fraction):
     result = attentive_probe(*runs(), **settings)
     attention = result.attention[0]
     assert attention.sum() == pytest.approx(1)
-    assert attention[QUADRANT].sum() > share
+    assert attention[QUADRANT].sum() > fraction
     assert attention[QUADRANT].min() > 3 * attention[~QUADRANT].max()
     # The mean over the quadrant alone has half the deviation of one place.
     assert result.accuracy[0] == pytest.approx(norm.cdf(2), abs=0.03)

@@ -51,9 +51,9 @@ def test_accuracies_are_those_of_scikit_learn():
         assert balanced_accuracy(predicted, y)[i] == pytest.approx(
             balanced_accuracy_score(y, predicted[i])
         )
-    share, counts = class_accuracy(predicted == y, y)
+    fraction, counts = class_accuracy(predicted == y, y)
     assert counts.tolist() == np.bincount(y).tolist()
-    assert share[2, 1] == pytest.approx((predicted[2, y == 1] == 1).mean())
+    assert fraction[2, 1] == pytest.approx((predicted[2, y == 1] == 1).mean())
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (10, 10), (823, 1000)])
@@ -74,14 +74,14 @@ def test_wilson_of_arrays():
             wilson_interval(right, n)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8, 0.977])
-def test_wilson_covers_the_truth_in_exactly_these_cases(share):
+@pytest.mark.parametrize("fraction", [0.5, 0.8, 0.977])
+def test_wilson_covers_the_truth_in_exactly_these_cases(fraction):
     # No simulation: the share of all outcomes of 1,000 images, weighted by their probability.
     right = np.arange(1001)
     inside = np.array(
-        [low <= share <= high for low, high in (wilson_interval(int(k), 1000) for k in right)]
+        [low <= fraction <= high for low, high in (wilson_interval(int(k), 1000) for k in right)]
     )
-    assert 0.94 < binom.pmf(right, 1000, share)[inside].sum() < 0.96
+    assert 0.94 < binom.pmf(right, 1000, fraction)[inside].sum() < 0.96
 
 
 @pytest.mark.parametrize("distance", [1.0, 2.0, 4.0])
@@ -162,11 +162,11 @@ def test_seeds_interval_is_that_of_student():
 def test_balanced_intervals_cover_over_simulated_data_sets():
     random = np.random.default_rng(1)
     y = np.repeat([0, 1, 2], [300, 60, 40])
-    shares = np.array([0.95, 0.7, 0.5])
-    predicted = np.where(random.random((2000, 400)) < shares[y], y, 3)
+    fractions = np.array([0.95, 0.7, 0.5])
+    predicted = np.where(random.random((2000, 400)) < fractions[y], y, 3)
     low, high = balanced_interval(predicted, y)
-    assert 0.93 <= covered(low, high, shares.mean()) <= 0.97
-    assert 0.92 <= covered(low[:200], high[:200], shares.mean()) <= 0.98
+    assert 0.93 <= covered(low, high, fractions.mean()) <= 0.97
+    assert 0.92 <= covered(low[:200], high[:200], fractions.mean()) <= 0.98
     # Of one class it is that of Wilson.
     one = balanced_interval(predicted[:1, :300], y[:300])
     assert (one[0][0], one[1][0]) == pytest.approx(

@@ -188,8 +188,8 @@ def test_shifts_move_the_content_and_mirror_the_border():
     moved = shifted_images(ramp, seed=1)
     (batch,) = moved.batches(lambda x: x, 8)
     right = dict(zip((t.name for t in moved.targets), moved.targets, strict=True))["shift right"]
-    for image, share in zip(batch, right.values, strict=True):
-        k = round(share * 64)
+    for image, fraction in zip(batch, right.values, strict=True):
+        k = round(fraction * 64)
         expected = np.pad(np.arange(64.0), 16, mode="symmetric")[16 - k : 80 - k]
         np.testing.assert_array_equal(image[0, 0], expected)
     assert np.abs(right.values).max() <= 0.25
@@ -201,7 +201,7 @@ def test_shifts_move_the_content_and_mirror_the_border():
 
 
 def test_squares_are_planted_where_the_target_says():
-    planted = planted_images(torch.zeros(4, 3, 40, 40), share=0.25, value=1.0)
+    planted = planted_images(torch.zeros(4, 3, 40, 40), fraction=0.25, value=1.0)
     (batch,) = planted.batches(lambda x: x, 4)
     right, down = (target.values for target in planted.targets)
     for i, image in enumerate(batch):
@@ -209,8 +209,8 @@ def test_squares_are_planted_where_the_target_says():
         assert len(rows) == 100
         assert (rows.mean() + 0.5) / 40 == pytest.approx(down[i], abs=0.5 / 40)
         assert (columns.mean() + 0.5) / 40 == pytest.approx(right[i], abs=0.5 / 40)
-    with pytest.raises(MeasureError, match="share=1"):
-        planted_images(torch.zeros(4, 3, 8, 8), share=1)
+    with pytest.raises(MeasureError, match="fraction=1"):
+        planted_images(torch.zeros(4, 3, 8, 8), fraction=1)
 
 
 def sides(make_reps, make, target, n=(120, 90)):
@@ -393,7 +393,7 @@ def test_a_target_belongs_to_the_pictures_that_it_was_measured_on() -> None:
 def test_every_setting_of_a_change_tells_the_images() -> None:
     images = mp.load_images("demo", limit=4)
     changed = [
-        planted_images(images, **o) for o in ({}, {"share": 0.5}, {"value": 1.0}, {"seed": 1})
+        planted_images(images, **o) for o in ({}, {"fraction": 0.5}, {"value": 1.0}, {"seed": 1})
     ]
     changed += [shifted_images(images, **o) for o in ({}, {"most": 0.5}, {"seed": 1})]
     assert len({c.record.fingerprint for c in changed}) == 7

@@ -108,7 +108,7 @@ def test_confusion_and_accuracy_a_class(probe):
     np.testing.assert_array_equal(found.counts[0], reference(result.labels, result.predicted[0]))
     assert found.counts[1].sum() == 0
     np.testing.assert_allclose(
-        found.shares[0], reference(result.labels, result.predicted[0], normalize="true")
+        found.fractions[0], reference(result.labels, result.predicted[0], normalize="true")
     )
     table = found.per_class()
     first = table[(table.layer == "layer") & (table["class"] == "cat")].iloc[0]

@@ -274,8 +274,8 @@ def test_partners_are_counted_beside_chance_and_the_twins() -> None:
     section = only([found, twin])
     (sentence,) = section.paragraphs
     expected = (
-        f"one in two: {100 * found.share_above:.1f} % of 30 channels of x have a match in x above "
-        "the null, 5 % by chance"
+        f"one in two: {100 * found.fraction_above:.1f} % of 30 channels of x have a match in x "
+        "above the null, 5 % by chance"
     )
     assert sentence.startswith(expected)
     assert (

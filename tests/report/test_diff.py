@@ -105,11 +105,11 @@ def test_one_in_twenty_moves_by_chance() -> None:
     assert 2 * norm.sf(z / np.sqrt(2)) == pytest.approx(0.166, abs=0.0005)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.93])
-def test_one_in_twenty_shares_moves_by_chance(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.93])
+def test_one_in_twenty_shares_moves_by_chance(fraction: float) -> None:
     rng = np.random.default_rng(1)
     n = 300
-    first, second = rng.binomial(n, share, size=(2, 20_000))
+    first, second = rng.binomial(n, fraction, size=(2, 20_000))
     sides = [(right / n, *wilson_interval(right, np.full(20_000, n))) for right in (first, second)]
     p = difference_p(*sides[0], *sides[1])
     # Counts are whole, so that the share cannot be 5 % exactly.

@@ -183,8 +183,8 @@ def outliers(rng: np.random.Generator, planted: bool) -> bool:
         )
     table = pd.DataFrame(
         {
-            "stable_rank_share": [0.5],
-            "null_stable_rank_share": [0.5],
+            "stable_rank_fraction": [0.5],
+            "null_stable_rank_fraction": [0.5],
             "outlier_energy": [0.1],
             "block": ["blocks.0"],
         }

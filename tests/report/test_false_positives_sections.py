@@ -58,17 +58,17 @@ WILSON = 1.96
 
 
 def probe(
-    rng: Random, shares: Any, labels: np.ndarray | None = None, name: str = "net"
+    rng: Random, fractions: Any, labels: np.ndarray | None = None, name: str = "net"
 ) -> ProbeResult:
     """A probe whose layers are right on so many images; what makes an image easy is the same for
     all layers, by half."""
-    shares = np.asarray(shares, dtype=float)
+    fractions = np.asarray(fractions, dtype=float)
     labels = np.arange(N) % 4 if labels is None else labels
     own, common = (
-        rng.random((len(shares), N)),
+        rng.random((len(fractions), N)),
         np.random.default_rng(int(rng.integers(1 << 30))).random(N),
     )
-    right = np.where(rng.random((len(shares), N)) < 0.5, own, common) < shares[:, None]
+    right = np.where(rng.random((len(fractions), N)) < 0.5, own, common) < fractions[:, None]
     return answered(
         np.where(right, labels, (labels + 1 + rng.integers(0, 3, right.shape)) % 4), labels, name
     )
@@ -265,8 +265,8 @@ def opposite_pairs(rng: Random, planted: bool) -> bool:
 def opposite_pairs_beside_the_baseline(rng: Random, planted: bool) -> bool:
     """As many pairs in both: smooth weights have more than random phases give."""
     own, twin = (
-        [np.repeat(rng.random(32) < share, 2) for _ in range(4)]
-        for share in (0.6 if planted else 0.3, 0.3)
+        [np.repeat(rng.random(32) < fraction, 2) for _ in range(4)]
+        for fraction in (0.6 if planted else 0.3, 0.3)
     )
     return pairs_finding(units_with(own), units_with(twin)).verdict == "found"
 
@@ -315,7 +315,7 @@ def smoother(rng: Random, planted: bool) -> bool:
 # -- distortions -----------------------------------------------------------------------------------
 
 
-def networks(rng: Random, shares: np.ndarray, n: int = 100) -> list[Any]:
+def networks(rng: Random, fractions: np.ndarray, n: int = 100) -> list[Any]:
     """Six networks of three families, each right on a share [network, plain or distorted] of the
     images."""
     kinds = (PatchShuffle(4),)
@@ -328,14 +328,14 @@ def networks(rng: Random, shares: np.ndarray, n: int = 100) -> list[Any]:
             name=f"n{k}",
             family=f,
         )
-        for k, (f, s) in enumerate(zip(families, shares, strict=True))
+        for k, (f, s) in enumerate(zip(families, fractions, strict=True))
     ]
 
 
 def architectures(rng: Random, planted: bool) -> bool:
-    shares = np.tile([0.9, 0.5], (6, 1))
-    shares[:2, 1] = 0.15 if planted else 0.5
-    return "retains less than" in kind_sentence(compare_architectures(networks(rng, shares)), 0)
+    fractions = np.tile([0.9, 0.5], (6, 1))
+    fractions[:2, 1] = 0.15 if planted else 0.5
+    return "retains less than" in kind_sentence(compare_architectures(networks(rng, fractions)), 0)
 
 
 def fails_together(rng: Random, planted: bool) -> bool:

@@ -77,7 +77,7 @@ def test_undefined_layers_are_left_out(make_reps: MakeReps) -> None:
     np.testing.assert_array_equal(found.fraction, [[1, 1]])
 
 
-def test_a_measure_that_is_nowhere_defined_has_no_share(make_reps: MakeReps) -> None:
+def test_a_measure_that_is_nowhere_defined_has_no_fraction(make_reps: MakeReps) -> None:
     reps = make_reps({"blocks.0": np.ones((40, 6))})
     with pytest.warns(UndefinedSimilarityWarning):
         found = layer_identification(reps, reps, "cka")

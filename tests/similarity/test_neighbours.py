@@ -47,7 +47,7 @@ def clamped(X: np.ndarray, q: float = 0.95) -> np.ndarray:
     return np.array([[min(max(value, -limit), limit) for value in row] for row in X])
 
 
-def share(a: list[set[int]], b: list[set[int]]) -> float:
+def fraction(a: list[set[int]], b: list[set[int]]) -> float:
     return float(np.mean([len(i & j) / len(i) for i, j in zip(a, b, strict=True)]))
 
 
@@ -60,7 +60,7 @@ def test_value_of_the_published_features():
     assert mutual_knn(X, Y, clamp=None) == pytest.approx(NOTEBOOK, abs=1e-12)
     # With the clamp, from its definition in plain loops.
     assert mutual_knn(X, Y) == pytest.approx(
-        share(neighbours(clamped(X), 10), neighbours(clamped(Y), 10)), abs=1e-12
+        fraction(neighbours(clamped(X), 10), neighbours(clamped(Y), 10)), abs=1e-12
     )
     assert mutual_knn(X, Y) == MUTUAL_KNN(X, Y) != pytest.approx(NOTEBOOK, abs=1e-3)
 
@@ -70,10 +70,10 @@ def test_value_of_the_published_features():
 def test_equals_scikit_learn(shape, k):
     X, Y = features(1, **shape)
     a, b = neighbours(X, k), neighbours(Y, k)
-    assert mutual_knn(X, Y, k=k, clamp=None) == pytest.approx(share(a, b), abs=1e-12)
+    assert mutual_knn(X, Y, k=k, clamp=None) == pytest.approx(fraction(a, b), abs=1e-12)
     assert neighbourhood_jaccard(X, Y, k=k) == pytest.approx(jaccard(a, b), abs=1e-12)
     assert mutual_knn(X, Y, k=k) == pytest.approx(
-        share(neighbours(clamped(X), k), neighbours(clamped(Y), k)), abs=1e-12
+        fraction(neighbours(clamped(X), k), neighbours(clamped(Y), k)), abs=1e-12
     )
 
 
@@ -102,7 +102,7 @@ def test_a_mean_of_hundred_standard_deviations_costs_no_precision():
         [set(np.argsort(((u - row) ** 2).sum(1))[:11]) - {i} for i, row in enumerate(u)]
         for u in units
     )
-    assert mutual_knn(X, Y, clamp=None) == pytest.approx(share(a, b), abs=1e-12)
+    assert mutual_knn(X, Y, clamp=None) == pytest.approx(fraction(a, b), abs=1e-12)
     assert neighbourhood_jaccard(X, Y) == pytest.approx(jaccard(a, b), abs=1e-12)
 
 
@@ -173,7 +173,7 @@ def test_repeated_images_find_each_other():
     a, b = neighbours(X, 4), neighbours(Y, 4)
     # Itself again, then both copies of each of the four neighbours.
     assert mutual_knn(*twice, k=9, clamp=None) == pytest.approx(
-        (1 + 8 * share(a, b)) / 9, abs=1e-12
+        (1 + 8 * fraction(a, b)) / 9, abs=1e-12
     )
 
 

@@ -14,7 +14,7 @@ from scipy.stats import kurtosis, t
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.similarity import MEASURES, StreamingCKA, cka, compare
-from mixer_probe.similarity.allpairs import Grams, Settings, jackknife_variances, leading_shares
+from mixer_probe.similarity.allpairs import Grams, Settings, jackknife_variances, leading_fractions
 from mixer_probe.similarity.inputs import centred
 from mixer_probe.similarity.intervals import Scale, cka_interval, draw_groups, group_interval
 from mixer_probe.similarity.nulls import permutation_moments
@@ -186,7 +186,7 @@ def test_leading_shares_are_the_largest_eigenvalues_of_the_normed_gram_matrices(
         Settings("unbiased", "linear", 0.5),
     )
     expected = [float(torch.linalg.eigvalsh(grams.unit(i))[-1]) for i in (0, 1)]
-    np.testing.assert_allclose(leading_shares(grams).numpy(), expected, rtol=0.02)
+    np.testing.assert_allclose(leading_fractions(grams).numpy(), expected, rtol=0.02)
 
 
 def test_groups_are_left_out_once_each():

@@ -61,7 +61,8 @@ def pairs(
     """Right answers of two networks that find the same images hard."""
     common = random.normal(size=size) * rho**0.5
     a, b = (
-        common + random.normal(size=size) * (1 - rho) ** 0.5 < norm.ppf(share) for share in (p, q)
+        common + random.normal(size=size) * (1 - rho) ** 0.5 < norm.ppf(fraction)
+        for fraction in (p, q)
     )
     return a, b
 
@@ -81,7 +82,7 @@ def means(name: str, n: int) -> Callable[[Random], tuple[Bounds, float]]:
     return case
 
 
-def shares(n: int) -> Callable[[Random], tuple[Bounds, np.ndarray]]:
+def fractions(n: int) -> Callable[[Random], tuple[Bounds, np.ndarray]]:
     def case(random: Random) -> tuple[Bounds, np.ndarray]:
         truth = random.uniform(0.05, 0.95, 10_000)
         return wilson_interval(random.binomial(n, truth), n), truth
@@ -267,7 +268,7 @@ def between_reports(n: int, p: float, q: float) -> Callable[[Random], tuple[Boun
     """Shares of two independent sets of images, from the interval of each."""
 
     def case(random: Random) -> tuple[Bounds, float]:
-        hits = [random.binomial(n, share, 10_000) for share in (p, q)]
+        hits = [random.binomial(n, fraction, 10_000) for fraction in (p, q)]
         a, b = ((x / n, *wilson_interval(x, n)) for x in hits)
         return tuple(independent_difference(*a, *b).T), q - p
 
@@ -294,7 +295,7 @@ def halfway(
 
 CASES = {
     **{f"mean, n = {n}: {name}": means(name, n) for name in POPULATIONS for n in (FEWEST, 50)},
-    **{f"share (Wilson), n = {n}": shares(n) for n in (FEWEST, 50)},
+    **{f"share (Wilson), n = {n}": fractions(n) for n in (FEWEST, 50)},
     **{
         f"paired shares (Tango), n = 100: {p}, {q}": differences(100, p, q)
         for p, q in ((0.9, 0.8), (0.7, 0.7), (0.95, 0.9))
@@ -358,15 +359,15 @@ def table() -> tuple[dict[str, float], dict[str, int]]:
         # What has no interval does not cover.
         held = (low <= truth) & (truth <= high)
         found[name], draws[name] = float(held.mean()), len(held)
-    print("\n" + "\n".join(f"{100 * share:5.1f} %  {name}" for name, share in found.items()))
+    print("\n" + "\n".join(f"{100 * fraction:5.1f} %  {name}" for name, fraction in found.items()))
     return found, draws
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_interval_covers(table: tuple[dict[str, float], dict[str, int]], name: str) -> None:
     """Up to 97 % but for two standard errors of so many draws; no less than 93 %."""
-    share, draws = (column[name] for column in table)
-    assert 0.93 <= share <= 0.97 + 2 * (0.97 * 0.03 / draws) ** 0.5
+    fraction, draws = (column[name] for column in table)
+    assert 0.93 <= fraction <= 0.97 + 2 * (0.97 * 0.03 / draws) ** 0.5
 
 
 @pytest.mark.parametrize("name", AT_LEAST)

@@ -45,9 +45,9 @@ REASONS: dict[str, str] = {
     "FewShotResult images": "images alone (few-shot), 3 draws, n = 200",
     "FewShotResult seeds": "draws alone (few-shot), 3 draws",
     **{
-        f"KernelTying {unit}null_count_{share}": NULL
+        f"KernelTying {unit}null_count_{fraction}": NULL
         for unit in ("", "unit_")
-        for share in (50, 90, 99)
+        for fraction in (50, 90, 99)
     },
     "ModelCost": "median of times, n = 7",
     "Narrative": COPIED,

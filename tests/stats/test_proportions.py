@@ -29,19 +29,19 @@ def constrained_score(b: int, c: int, n: int, difference: float) -> float:
     """The score statistic with the likelihood maximised numerically under p(b) - p(c) =
     difference."""
 
-    def loss(share: float) -> float:
-        rest = max(1 - 2 * share - difference, 1e-300)
+    def loss(fraction: float) -> float:
+        rest = max(1 - 2 * fraction - difference, 1e-300)
         return -(
-            b * np.log(max(share + difference, 1e-300))
-            + c * np.log(max(share, 1e-300))
+            b * np.log(max(fraction + difference, 1e-300))
+            + c * np.log(max(fraction, 1e-300))
             + (n - b - c) * np.log(rest)
         )
 
     low, high = max(0.0, -difference), (1 - difference) / 2
-    share = optimize.minimize_scalar(
+    fraction = optimize.minimize_scalar(
         loss, bounds=(low, high), method="bounded", options={"xatol": 1e-13}
     ).x
-    return (b - c - n * difference) / np.sqrt(n * (2 * share + difference - difference**2))
+    return (b - c - n * difference) / np.sqrt(n * (2 * fraction + difference - difference**2))
 
 
 @pytest.mark.parametrize(("b", "c", "n"), [(12, 2, 50), (30, 31, 200), (1, 0, 20), (5, 40, 90)])
@@ -78,11 +78,13 @@ def test_turning_the_pair_round_turns_the_interval_round() -> None:
 
 def test_the_interval_covers_what_it_says() -> None:
     """All tables of 25 images with their exact probabilities: coverage near 95 %."""
-    n, shares = 25, np.array([0.5, 0.2, 0.1, 0.2])
+    n, fractions = 25, np.array([0.5, 0.2, 0.1, 0.2])
     tables = np.array(
         [(n - b - c, b, c, 0) for b, c in itertools.product(range(n + 1), repeat=2) if b + c <= n]
     )
-    chances = stats.multinomial.pmf(tables[:, :3], n, [shares[0] + shares[3], shares[1], shares[2]])
+    chances = stats.multinomial.pmf(
+        tables[:, :3], n, [fractions[0] + fractions[3], fractions[1], fractions[2]]
+    )
     low, high = difference_interval(tables)
     assert chances.sum() == pytest.approx(1)
     assert 0.93 < chances[(low <= 0.1) & (high >= 0.1)].sum() < 0.97

@@ -81,9 +81,9 @@ def test_a_linear_unit_gets_its_filter(images: mp.Images) -> None:
     ).sum((1, 2, 3))
     best = np.maximum(kernel / 0.2, 0).sum((1, 2, 3)) + offset
     start = (kernel * 0.5 / 0.2).sum((1, 2, 3)) + offset
-    share = (found.activation[:, 0] - start[:, None]) / (best - start)[:, None]
-    assert np.all(share > 0.95)
-    assert np.all(share <= 1 + 1e-5)
+    fraction = (found.activation[:, 0] - start[:, None]) / (best - start)[:, None]
+    assert np.all(fraction > 0.95)
+    assert np.all(fraction <= 1 + 1e-5)
     tiled = np.tile(np.sign(kernel), (1, 1, 4, 4)).transpose(0, 2, 3, 1)
     made = found.pictures[:, 0].astype(float) / 127.5 - 1
     cosine = (

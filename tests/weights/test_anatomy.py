@@ -281,10 +281,10 @@ def test_token_mixing_of_mixer_b16() -> None:
     assert table.loc["across", "macs"] == 1387266048
     assert found.parameters == model.parameters == 59880472
     assert found.macs == model.macs == pytest.approx(12.6018e9, rel=1e-2)
-    assert table.loc["across", "parameter_share"] == pytest.approx(token_mixing / 59880472)
+    assert table.loc["across", "parameter_fraction"] == pytest.approx(token_mixing / 59880472)
     headless = found.summary(head=False).set_index("mixes")
     assert headless["parameters"].sum() == 59111472
-    assert headless.loc["across", "parameter_share"] == pytest.approx(
+    assert headless.loc["across", "parameter_fraction"] == pytest.approx(
         0.030675872866099494, rel=1e-12
     )
     assert {m.mixes for m in found.modules if "mlp_channels" in m.module} == {"within"}
@@ -342,14 +342,14 @@ def test_tables_and_storage() -> None:
         "role",
         "mixes",
         "parameters",
-        "parameter_share",
+        "parameter_fraction",
         "macs",
-        "mac_share",
+        "mac_fraction",
     ]
     assert frame.columns.tolist() == ["model", *columns]
     counted = frame[frame["role"].isin(["unit", "rest"])]
-    assert counted["parameter_share"].sum() == pytest.approx(1)
-    assert counted["mac_share"].sum() == pytest.approx(1)
+    assert counted["parameter_fraction"].sum() == pytest.approx(1)
+    assert counted["mac_fraction"].sum() == pytest.approx(1)
     # position embeddings and class token
     assert frame.set_index("module").loc["(rest)", "parameters"] == 17 * 24 + 24
     summary = found.summary()

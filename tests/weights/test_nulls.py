@@ -193,10 +193,10 @@ def test_units_of_random_weights_have_no_orientation_and_stripes_have() -> None:
 def test_the_share_of_paired_units_hardly_depends_on_the_seed() -> None:
     """With 19 surrogates it went from 6 to 22 % over seeds."""
     maps = smooth((48, 6, 6), 3.0)
-    shares = [
+    fractions = [
         np.mean(measure_units(maps, (8, 8), 999, 1, seed).partner_p <= 0.05) for seed in range(4)
     ]
-    assert max(shares) - min(shares) <= 2 / 48
+    assert max(fractions) - min(fractions) <= 2 / 48
 
 
 def tied(p_values: list[float], sharing: list[float], name: str = "net") -> KernelTying:

@@ -67,7 +67,7 @@ def text_of(figure: Figure) -> str:
 def test_planted_pairs_and_filters(found: PaperFigures) -> None:
     table = found.to_frame()
     assert table["mean_partner_cosine"].iloc[0] == pytest.approx(-1, abs=1e-6)
-    assert table["share_paired"].iloc[0] == 1
+    assert table["fraction_paired"].iloc[0] == 1
     assert structured_blocks(found)[0][0]
     # One cycle in four tokens, along one axis or both: 2 gratings of 1/4 to each of sqrt(2)/4.
     assert table["mean_frequency"].iloc[0] == pytest.approx(

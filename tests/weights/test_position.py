@@ -92,16 +92,16 @@ def test_rows_and_columns_that_add_explain_everything() -> None:
         vit(np.concatenate([np.zeros((1, 24)), (rows + columns).reshape(16, 24)]), (32, 32))
     )
     energies = [4 * ((part - part.mean((0, 1))) ** 2).sum() for part in (rows, columns)]
-    assert found.row_share == pytest.approx(energies[0] / sum(energies), abs=1e-6)
-    assert found.column_share == pytest.approx(energies[1] / sum(energies), abs=1e-6)
-    assert found.interaction_share == pytest.approx(0, abs=1e-10)
+    assert found.row_fraction == pytest.approx(energies[0] / sum(energies), abs=1e-6)
+    assert found.column_fraction == pytest.approx(energies[1] / sum(energies), abs=1e-6)
+    assert found.interaction_fraction == pytest.approx(0, abs=1e-10)
     same = position_embeddings(
         vit(
             np.concatenate([np.zeros((1, 24)), np.broadcast_to(rows, (4, 4, 24)).reshape(16, 24)]),
             (32, 32),
         )
     )
-    assert same.row_share == pytest.approx(1)
+    assert same.row_fraction == pytest.approx(1)
     assert same.alike()["same row"] == pytest.approx(1)
     assert same.alike()["same column"] == pytest.approx(same.alike()["elsewhere"])
 
@@ -109,10 +109,10 @@ def test_rows_and_columns_that_add_explain_everything() -> None:
 def test_iid_embeddings_have_the_shares_of_their_degrees_of_freedom() -> None:
     model = mp.load_model("vit_tiny_patch16_224", pretrained=False, device="cpu")
     found = mp.position_embeddings(model)
-    shares = (found.row_share, found.column_share, found.interaction_share)
-    assert found.null_shares == pytest.approx((13 / 195, 13 / 195, 169 / 195))
-    np.testing.assert_allclose(shares, found.null_shares, atol=0.01)
-    assert sum(shares) == pytest.approx(1)
+    fractions = (found.row_fraction, found.column_fraction, found.interaction_fraction)
+    assert found.null_fractions == pytest.approx((13 / 195, 13 / 195, 169 / 195))
+    np.testing.assert_allclose(fractions, found.null_fractions, atol=0.01)
+    assert sum(fractions) == pytest.approx(1)
     # 192 channels: cosines of standard deviation 1 / sqrt(192).
     off = found.similarity.reshape(196, 196)[~np.eye(196, dtype=bool)]
     assert off.std() == pytest.approx(192**-0.5, rel=0.05)
@@ -229,4 +229,6 @@ def test_the_zoo_learned_its_grid_and_its_twin_did_not() -> None:
     trained, fresh = position_embeddings(model), position_embeddings(model.untrained())
     assert trained.by_distance()["cosine"].iloc[1] > 0.5
     assert abs(fresh.by_distance()["cosine"].iloc[1]) < 0.05
-    assert trained.row_share + trained.column_share > 4 * (fresh.row_share + fresh.column_share)
+    assert trained.row_fraction + trained.column_fraction > 4 * (
+        fresh.row_fraction + fresh.column_fraction
+    )

@@ -203,7 +203,7 @@ def test_random_networks_are_their_own_null() -> None:
     for name in ("mixer", "vit", "resnet-bottleneck", "convnext"):
         frame = weight_spectra(CASES[name].model()).to_frame()
         np.testing.assert_allclose(
-            frame["null_effective_rank_share"], frame["effective_rank_share"], atol=0.2
+            frame["null_effective_rank_fraction"], frame["effective_rank_fraction"], atol=0.2
         )
         assert frame["outlier_energy"].mean() < 0.1
 
@@ -551,7 +551,9 @@ def test_the_result_survives_storage_and_becomes_tables() -> None:
     assert table["matrices"].tolist() == [4, 2, 4, 2]
     queries = found.select(kind="spatial", main=True, block="blocks.0")
     expected = np.mean([e.stable_rank / e.full_rank for e in queries])
-    assert table[table["kind"] == "spatial"]["stable_rank_share"].iloc[0] == pytest.approx(expected)
+    assert table[table["kind"] == "spatial"]["stable_rank_fraction"].iloc[0] == pytest.approx(
+        expected
+    )
     assert found.kinds == ("spatial", "channel")
 
 
@@ -578,7 +580,7 @@ def test_degenerate_weights_are_nan_with_a_warning_and_spoil_nothing_else() -> N
     bad = ["blocks.0.mlp_tokens.fc1", "blocks.1.mlp_channels.fc2"]
     assert frame.loc[bad, ["stable_rank", "effective_rank"]].isna().all(axis=None)
     assert frame.drop(bad)["stable_rank"].notna().all()
-    assert found.by_depth()["stable_rank_share"].notna().all()
+    assert found.by_depth()["stable_rank_fraction"].notna().all()
     assert found.by_depth()["matrices"].tolist() == [2, 1, 1, 2]
 
 

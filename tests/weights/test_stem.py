@@ -101,7 +101,7 @@ def test_stems_of_one_or_four_channels(name: str, path: str, channels: int) -> N
     model = as_model(network, input_size=size, mean=(0.5,) * channels, std=(0.5,) * channels)
     stem = mp.stem_filters(model)
     assert (stem.layer, stem.shape[1]) == (path, channels)
-    assert "red_green_share" not in stem.to_frame()
+    assert "red_green_fraction" not in stem.to_frame()
     if channels == 1:
         np.testing.assert_allclose(stem.luminance, 1)
     assert stem_components(stem, 3).components.shape == (3, *stem.shape[1:])
@@ -136,8 +136,8 @@ def test_luminance_and_opponent_colours_are_told_apart_exactly() -> None:
 
 
 def test_iid_filters_have_a_third_of_their_energy_in_luminance() -> None:
-    shares = colour_fractions(np.random.default_rng(0).standard_normal((4000, 3, 4, 4)))
-    np.testing.assert_allclose(shares.mean(0), 1 / 3, atol=0.005)
+    fractions = colour_fractions(np.random.default_rng(0).standard_normal((4000, 3, 4, 4)))
+    np.testing.assert_allclose(fractions.mean(0), 1 / 3, atol=0.005)
 
 
 def test_constant_and_zero_filters_have_no_frequency_and_nobody_is_warned() -> None:
@@ -151,7 +151,7 @@ def test_constant_and_zero_filters_have_no_frequency_and_nobody_is_warned() -> N
         assert stem.order.tolist()[0] == 2
         assert stem.order_by("luminance").tolist()[-1] == 1
     np.testing.assert_array_equal(np.isnan(stem.frequency), [True, True, False])
-    np.testing.assert_array_equal(frame["luminance_share"].isna(), [False, True, False])
+    np.testing.assert_array_equal(frame["luminance_fraction"].isna(), [False, True, False])
 
 
 def test_orders() -> None:
@@ -170,7 +170,7 @@ def test_centred_components_are_those_of_sklearn() -> None:
     filters = rng.standard_normal((40, 3, 3, 3)) * np.linspace(3, 1, 3)[:, None, None] + 1
     found = stem_components(stem_of(filters), 5, centred=True)
     pca = PCA(5).fit(filters.reshape(40, -1))
-    np.testing.assert_allclose(found.shares[:5], pca.explained_variance_ratio_, rtol=1e-10)
+    np.testing.assert_allclose(found.fractions[:5], pca.explained_variance_ratio_, rtol=1e-10)
     signs = np.sign((found.components.reshape(5, -1) * pca.components_).sum(1))
     np.testing.assert_allclose(
         found.components.reshape(5, -1), signs[:, None] * pca.components_, atol=1e-9
@@ -185,19 +185,19 @@ def test_uncentred_components_are_the_directions_that_the_embedding_answers_to()
     rows = filters.reshape(30, -1)
     values, vectors = np.linalg.eigh(rows.T @ rows)
     found = stem_components(stem_of(filters), 12)
-    np.testing.assert_allclose(found.shares, values[::-1] / values.sum(), rtol=1e-10)
+    np.testing.assert_allclose(found.fractions, values[::-1] / values.sum(), rtol=1e-10)
     overlap = np.abs((found.components.reshape(12, -1) * vectors[:, ::-1].T).sum(1))
     np.testing.assert_allclose(overlap, 1, atol=1e-9)
     np.testing.assert_allclose(found.scores @ found.components.reshape(12, -1), rows, atol=1e-9)
 
 
-def test_planted_components_come_back_with_their_shares() -> None:
+def test_planted_components_come_back_with_their_fractions() -> None:
     patterns = np.stack([np.ones((3, 8, 8)), np.broadcast_to(grating(8, 1, 2), (3, 8, 8))])
     unit = patterns / np.linalg.norm(patterns.reshape(2, -1), axis=1)[:, None, None, None]
     # Each pattern in two filters of opposite sign: energies 2 * 9 and 2 * 1.
     filters = np.concatenate([3 * unit[:1], -3 * unit[:1], unit[1:], -unit[1:]])
     found = stem_components(stem_of(filters), 2)
-    np.testing.assert_allclose(found.shares[:2], [0.9, 0.1], atol=1e-12)
+    np.testing.assert_allclose(found.fractions[:2], [0.9, 0.1], atol=1e-12)
     np.testing.assert_allclose(found.components[0], unit[0], atol=1e-12)
     np.testing.assert_allclose(np.abs(found.components[1]), np.abs(unit[1]), atol=1e-12)
     np.testing.assert_allclose(found.luminance, 1, atol=1e-12)
@@ -230,9 +230,9 @@ def test_the_largest_share_of_iid_filters_is_within_the_edge() -> None:
     found = stem_components(stem_of(filters))
     # The edge of infinite matrices, (sqrt(768) + sqrt(192))^2 / (768 * 192) = (3/2)^2 / 192, and
     # 0.98 scales of 1 % above it.
-    assert 2.25 / 192 < found.null_share < 1.02 * 2.25 / 192
-    assert found.shares[0] < found.null_share
-    assert found.shares[0] == pytest.approx(found.null_share, rel=0.03)
+    assert 2.25 / 192 < found.null_fraction < 1.02 * 2.25 / 192
+    assert found.fractions[0] < found.null_fraction
+    assert found.fractions[0] == pytest.approx(found.null_fraction, rel=0.03)
 
 
 def test_components_survive_storage_and_become_a_table() -> None:
@@ -241,12 +241,12 @@ def test_components_survive_storage_and_become_a_table() -> None:
     np.testing.assert_array_equal(again.components, found.components)
     frame = again.to_frame()
     assert len(frame) == 4
-    np.testing.assert_allclose(frame["cumulative_share"], np.cumsum(found.shares[:4]))
+    np.testing.assert_allclose(frame["cumulative_fraction"], np.cumsum(found.fractions[:4]))
 
 
 def test_filters_without_components_are_refused() -> None:
     stem = stem_of(np.full((5, 3, 2, 2), 0.3))
-    assert stem_components(stem).shares[0] == pytest.approx(1)
+    assert stem_components(stem).fractions[0] == pytest.approx(1)
     with pytest.raises(MeasureError, match="all equal"):
         stem_components(stem, centred=True)
     with pytest.raises(MeasureError, match="all zero"):
@@ -260,5 +260,5 @@ def test_filters_without_components_are_refused() -> None:
 def test_the_zoo_has_structure_that_its_twin_lacks() -> None:
     model = mp.load_model("zoo:resnet-s0", device="cpu")
     trained, fresh = (stem_components(mp.stem_filters(m)) for m in (model, model.untrained()))
-    assert trained.shares[0] > 1.5 * trained.null_share
+    assert trained.fractions[0] > 1.5 * trained.null_fraction
     assert trained.needed(0.9) < fresh.needed(0.9)

@@ -170,8 +170,8 @@ def test_a_network_with_planted_pairs_is_found_paired_and_its_shuffle_is_not() -
     with torch.no_grad():
         network.blocks[0].mlp_tokens.fc1.weight.copy_(torch.cat([half, -half]))
     found = mp.token_mixing(mp.load_model(network, **SPEC))
-    assert found.share_paired(0) == 1.0
-    assert found.share_paired(1) < 0.2
+    assert found.fraction_paired(0) == 1.0
+    assert found.fraction_paired(1) < 0.2
     assert found.partner(0)[:24].tolist() == list(range(24, 48))
     np.testing.assert_allclose(found.measures(0).partner_cosine, -1)
     # Pairs stand side by side.
@@ -184,11 +184,11 @@ def test_too_few_surrogates_pair_nothing_and_say_so() -> None:
         network.blocks[0].mlp_tokens.fc1.weight[24:] = -network.blocks[0].mlp_tokens.fc1.weight[:24]
     model = mp.load_model(network, **SPEC)
     few = mp.token_mixing(model, surrogates=18, shuffles=1)
-    assert np.isnan(few.share_paired(0))
+    assert np.isnan(few.fraction_paired(0))
     assert np.isnan(few.chance)
     for surrogates, chance in ((19, 0.05), (20, 1 / 21), (39, 0.05), (50, 2 / 51)):
         found = mp.token_mixing(model, surrogates=surrogates, shuffles=1)
-        assert found.share_paired(0) == 1.0
+        assert found.fraction_paired(0) == 1.0
         assert found.chance == pytest.approx(chance)
 
 
@@ -258,7 +258,7 @@ def test_a_real_size_network_has_the_null_figures_of_iid_rows() -> None:
     assert table["participation_ratio"].mean() == pytest.approx(
         384 * 196 / (384 + 196 + 1 - 1.2), rel=0.003
     )
-    assert table["share_paired"].mean() == pytest.approx(0.05, abs=0.015)
+    assert table["fraction_paired"].mean() == pytest.approx(0.05, abs=0.015)
     np.testing.assert_allclose(table["effective_rank"], table["shuffled_effective_rank"], rtol=0.01)
 
 

@@ -42,10 +42,10 @@ def planted(energies: list[float], channels: int = 40, size: int = 5) -> np.ndar
 # -- counting --------------------------------------------------------------------------------------
 
 
-def test_the_fewest_that_reach_a_share() -> None:
+def test_the_fewest_that_reach_a_fraction() -> None:
     energies = np.array([5.0, 3, 1.5, 0.5, 0])
-    shares = (0.4, 0.5, 0.51, 0.8, 0.9, 0.96, 1.0)
-    assert [count_for(energies, s) for s in shares] == [1, 1, 2, 2, 3, 4, 4]
+    fractions = (0.4, 0.5, 0.51, 0.8, 0.9, 0.96, 1.0)
+    assert [count_for(energies, s) for s in fractions] == [1, 1, 2, 2, 3, 4, 4]
     assert np.isnan(count_for(np.zeros(3), 0.9))
     with pytest.raises(MeasureError, match=r"above 0 and at most 1, not 1\.5"):
         count_for(energies, 1.5)
@@ -68,7 +68,7 @@ def test_planted_kernel_sets_come_back_with_counts_rank_and_dictionary() -> None
     )
     assert [entry.raw.count(s) for s in (0.5, 0.9, 0.99)] == [1, 3, 3]
     np.testing.assert_allclose(entry.raw.energies[:3], [5, 3, 2], rtol=1e-5)
-    np.testing.assert_allclose(entry.raw.shares[:3], [0.5, 0.3, 0.2], rtol=1e-5)
+    np.testing.assert_allclose(entry.raw.fractions[:3], [0.5, 0.3, 0.2], rtol=1e-5)
     p = np.sqrt([5, 3, 2]) / np.sqrt([5, 3, 2]).sum()
     assert entry.raw.effective_rank == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
     shared = orthonormal(3, 49, 1)
@@ -113,10 +113,10 @@ def test_noise_is_its_own_null() -> None:
         taps_kernels(RNG(0).standard_normal((384, 7, 7)), "b", "b.c", 1.0), draws=20
     )
     for spectrum in (found.raw, found.unit):
-        for share in (0.5, 0.9, 0.99):
-            mean, low, high = spectrum.null_count(share)
+        for fraction in (0.5, 0.9, 0.99):
+            mean, low, high = spectrum.null_count(fraction)
             assert low <= mean <= high
-            assert abs(spectrum.count(share) - mean) <= 1.5
+            assert abs(spectrum.count(fraction) - mean) <= 1.5
 
 
 def test_the_null_keeps_energy_and_breaks_sharing() -> None:
@@ -353,7 +353,7 @@ def test_kernels_of_zeros_are_nan_with_a_warning() -> None:
         found = mp.kernel_tying(as_model(network, 64), draws=2)
     row = found.to_frame().iloc[0]
     assert np.isnan(
-        [row.count_90, row.effective_rank, row.first_share, row.null_count_90, row.unit_count_90]
+        [row.count_90, row.effective_rank, row.first_fraction, row.null_count_90, row.unit_count_90]
     ).all()
     assert np.isfinite(found.to_frame().iloc[1].count_90)
 

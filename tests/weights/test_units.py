@@ -59,7 +59,7 @@ def test_every_wave_of_every_bin_comes_back(grid: tuple[int, int]) -> None:
     np.testing.assert_array_equal(found.rows, ky)
     np.testing.assert_array_equal(found.columns, kx)
     np.testing.assert_allclose(found.phase, phase, atol=1e-8)
-    np.testing.assert_allclose(found.share, 1.0, atol=1e-12)
+    np.testing.assert_allclose(found.fraction, 1.0, atol=1e-12)
     np.testing.assert_allclose(found.frequency, np.hypot(ky / h, kx / w), atol=1e-12)
     angle, coherence = orientation(maps)
     expected = np.degrees(np.arctan2(-ky / h, kx / w)) % 180
@@ -124,7 +124,7 @@ def test_two_waves_weigh_by_power() -> None:
     assert coherence == pytest.approx(3 / 5)
     peak = spectral_peak(2 * wave((16, 16), 0, 3) + wave((16, 16), 5, 0))
     assert (peak.rows, peak.columns) == (0, 3)
-    assert peak.share == pytest.approx(4 / 5)
+    assert peak.fraction == pytest.approx(4 / 5)
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (7, 7), (9, 12)])
@@ -138,7 +138,7 @@ def test_the_peak_is_the_largest_bin_of_a_full_transform(grid: tuple[int, int]) 
     power = np.abs(full) ** 2
     alone = np.isin(2 * found.rows % h, 0) & np.isin(2 * found.columns % w, 0)
     both = np.where(alone, 1, 2) * np.abs(at) ** 2
-    np.testing.assert_allclose(found.share, both / power.sum((1, 2)))
+    np.testing.assert_allclose(found.fraction, both / power.sum((1, 2)))
     np.testing.assert_allclose(found.phase, np.degrees(np.angle(at)), atol=1e-9)
     # No other wave has more, counting both bins of those that have two.
     twin = np.roll(power[:, ::-1, ::-1], (1, 1), (1, 2))
@@ -329,8 +329,8 @@ def test_by_chance_five_percent_of_units_are_paired(smooth: bool) -> None:
         p.append(
             measure_units(low_passed(noise) if smooth else noise, PATCH, 19, 1, seed).partner_p
         )
-    share = (np.concatenate(p) <= 0.05 + 1e-9).mean()
-    assert share == pytest.approx(0.05, abs=0.025)
+    fraction = (np.concatenate(p) <= 0.05 + 1e-9).mean()
+    assert fraction == pytest.approx(0.05, abs=0.025)
     assert np.concatenate(p).mean() == pytest.approx(10.5 / 20, abs=0.03)
 
 
@@ -394,7 +394,7 @@ def test_constant_units_are_nan_where_nothing_is_defined() -> None:
         "peak_column",
         "peak_frequency",
         "phase",
-        "peak_share",
+        "peak_fraction",
     ):
         assert np.flatnonzero(np.isnan(getattr(found, name))).tolist() == [1, 2], name
     # A constant that is not zero lies somewhere; zeros lie nowhere.

@@ -37,7 +37,7 @@ _KINDS = {
 # Title and y label of each column of the figure by depth, the column of the table, its scale, and
 # the least upper end.
 _COLUMNS = (
-    ("Detectors", "channels above the null (%)", "share_detectors", 100, 10.0),
+    ("Detectors", "channels above the null (%)", "fraction_detectors", 100, 10.0),
     ("Concepts with a detector", "number of concepts", "unique_concepts", 1, 1.0),
     ("Best channel", "IoU relative to best by chance", "strength_max", 1, 1.5),
 )

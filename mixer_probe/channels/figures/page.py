@@ -28,7 +28,7 @@ _STATISTICS = (
     ("range", "mean", "{minimum:.3g} to {maximum:.3g}"),
     ("central 99 %", "q0_5", "{q0_5:.3g} to {q99_5:.3g}"),
     ("skew, excess kurtosis", "skew", "{skew:.2f}, {kurtosis:.2f}"),
-    ("at or below zero", "share_nonpositive", "{nonpositive:.1f} %"),
+    ("at or below zero", "fraction_nonpositive", "{nonpositive:.1f} %"),
     ("largest |a| / median", "largest_ratio", "{largest_ratio:.3g}"),
     ("", "dead", "constant"),
     ("", "always_on", "always above zero"),
@@ -76,7 +76,7 @@ def channel_page(page: ChannelPage) -> Figure:
     # A flag of 0 and no nearest channel (-1) have no line.
     absent = {"dead": 0, "always_on": 0, "nearest": -1}
     numbers = {k.replace(".", "_"): v for k, v in page.statistics.items() if absent.get(k) != v}
-    numbers["nonpositive"] = 100 * numbers.get("share_nonpositive", 0)
+    numbers["nonpositive"] = 100 * numbers.get("fraction_nonpositive", 0)
     shown = [
         (label, text.format_map(numbers)) for label, key, text in _STATISTICS if key in numbers
     ]

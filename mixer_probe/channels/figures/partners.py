@@ -38,7 +38,7 @@ def partner_strength(results: Sequence[ChannelPartners]) -> Figure:
                 color=GREY,
                 label="images permuted",
             )
-            text = f"{100 * result.share_above:.0f} % above null"
+            text = f"{100 * result.fraction_above:.0f} % above null"
             axes.annotate(
                 text, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=8
             )
@@ -79,7 +79,7 @@ def partner_depth(results: Sequence[ChannelPartners]) -> Figure:
         row, style = panels[rows.index(base_name(name_a))], styles[name_b]
         depth = [r.layer_a.depth for r in found]
         strength = np.array([_quartiles(r.strength) for r in found])
-        row[0].plot(depth, [100 * r.share_above for r in found], **style)
+        row[0].plot(depth, [100 * r.fraction_above for r in found], **style)
         row[1].plot(depth, strength[:, 1], **style)
         if found[0].model_b.trained:
             row[1].fill_between(

@@ -46,7 +46,10 @@ def selectivity_depth(results: Sequence[ClassSelectivity]) -> Figure:
     for result in results:
         table, style = result.summary(), styles[result.model.name]
         panels[0].plot(
-            table["depth"], 100 * table["share_selective"], label=model_label(result.model), **style
+            table["depth"],
+            100 * table["fraction_selective"],
+            label=model_label(result.model),
+            **style,
         )
         panels[1].plot(table["depth"], table["auroc_median"], **style)
         if result.model.trained:

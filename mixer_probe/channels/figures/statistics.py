@@ -40,7 +40,7 @@ def channel_depth(results: Sequence[ChannelStatistics]) -> Figure:
         style, depth = styles[result.model.name], table["depth"]
         curves = [
             table["median_std"],
-            100 * table["share_nonpositive"],
+            100 * table["fraction_nonpositive"],
             100 * table["dead"] / table["channels"],
         ]
         if more:

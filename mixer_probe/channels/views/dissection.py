@@ -71,9 +71,9 @@ def dissection_section(results: Sequence[Dissection]) -> list[Section]:
         "Bars of detectors by concept and the best overlap with each concept",
         name="dissection-concepts",
     )
-    numbers = ("share_detectors", "share_above_paper", "iou_median", "iou_max")
+    numbers = ("fraction_detectors", "fraction_above_paper", "iou_median", "iou_max")
     layers = Table(
-        "Detectors by layer. share above paper: fraction of channels with pixel IoU above 0.04, "
+        "Detectors by layer. fraction above paper: fraction of channels with pixel IoU above 0.04, "
         "not tested against chance.",
         pd.concat([r.summary() for r in ordered], ignore_index=True),
         {"depth": "{:.2f}", "strength_max": "{:.2f}", **dict.fromkeys(numbers, "{:.3f}")},
@@ -86,7 +86,7 @@ def dissection_section(results: Sequence[Dissection]) -> list[Section]:
         "The channel with the highest IoU for each concept; p is corrected for the channels of its "
         "layer.",
         frame.loc[frame.groupby(["model", "concept"], sort=False)["iou"].idxmax()],
-        {"depth": "{:.2f}", **dict.fromkeys(("iou", "null95", "p_value", "share"), "{:.3f}")},
+        {"depth": "{:.2f}", **dict.fromkeys(("iou", "null95", "p_value", "fraction"), "{:.3f}")},
         folded=True,
     )
     sentences = tuple(

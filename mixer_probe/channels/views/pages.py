@@ -72,8 +72,8 @@ def partners_section(results: Sequence[ChannelPartners]) -> list[Section]:
             "B": name_of(r.model_b),
             "layer B": r.layer_b.name,
             "channels": len(r.strength),
-            "above null": r.share_above,
-            "above corrected": r.share_corrected,
+            "above null": r.fraction_above,
+            "above corrected": r.fraction_corrected,
             "mutual": float(r.mutual.mean()),
             "median |r|": finite_median(r.strength),
             "null95": finite_median(r.threshold),
@@ -131,7 +131,7 @@ def _matching_sentence(
         if varying < len(last.strength)
         else ""
     )
-    fractions, over = [r.share_above for r in found if not np.isnan(r.share_above)], ""
+    fractions, over = [r.fraction_above for r in found if not np.isnan(r.fraction_above)], ""
     if len(fractions) > 1:
         low, high, layers = (
             percent(min(fractions)),
@@ -140,7 +140,7 @@ def _matching_sentence(
         )
         over = f" (in all {layers})" if low == high else f" ({low} to {high} over {layers})"
     text = (
-        f"{name}: {percent(last.share_above)} of {varying} channels of "
+        f"{name}: {percent(last.fraction_above)} of {varying} channels of "
         f"{last.layer_a.name}{constant} have a match in {last.layer_b.name} above the null{over}, "
         f"5 % by chance; {size}, 95th percentile of the null {finite_median(last.threshold):.2f}"
     )

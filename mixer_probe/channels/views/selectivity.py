@@ -67,7 +67,7 @@ def selectivity_section(results: Sequence[ClassSelectivity]) -> list[Section]:
         for part in chunks(ordered, _MOST_PANELS)
     ]
     numbers = (
-        "share_selective",
+        "fraction_selective",
         "auroc_q25",
         "auroc_median",
         "auroc_q75",
@@ -122,7 +122,7 @@ def selectivity_sentence(result: ClassSelectivity, baseline: ClassSelectivity | 
             f"{name}: none of {total} channels is significantly selective for a class "
             f"({null}).{constant}"
         )
-    layers, fractions = result.layers, result.summary()["share_selective"]
+    layers, fractions = result.layers, result.summary()["fraction_selective"]
     ends = (
         f"{percent(fractions.iloc[0])} after {layers[0].name}, {percent(fractions.iloc[-1])} after "
         f"{layers[-1].name}"

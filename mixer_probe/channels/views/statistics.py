@@ -33,16 +33,20 @@ def channel_section(results: Sequence[ChannelStatistics]) -> list[Section]:
     frame = pd.concat([r.summary() for r in results], ignore_index=True)
     formats = {
         "depth": "{:.2f}",
-        **dict.fromkeys(("median_std", "largest_std", "share_zero", "share_nonpositive"), "{:.3g}"),
+        **dict.fromkeys(
+            ("median_std", "largest_std", "fraction_zero", "fraction_nonpositive"), "{:.3g}"
+        ),
     }
-    caption = "Channels by layer. share columns: fractions of all values, averaged over channels."
+    caption = (
+        "Channels by layer. fraction columns: fractions of all values, averaged over channels."
+    )
     sentences = []
     for r in results:
         dead, total = sum(int(d.sum()) for d in r.dead), sum(layer.channels for layer in r.layers)
         text = (
             f"{name_of(r.model)}: {dead} of {total} channels are constant over {r.n} images; after "
-            f"the last block {percent(float(r.share_zero[-1].mean()))} of all values are exactly "
-            "zero"
+            f"the last block {percent(float(r.fraction_zero[-1].mean()))} of all values are "
+            "exactly zero"
         )
         if r.largest_ratio:
             peaks = [np.nan_to_num(ratio).max() for ratio in r.largest_ratio]

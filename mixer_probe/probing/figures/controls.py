@@ -14,12 +14,12 @@ from mixer_probe.plotting.curves import (
     chance_line,
     curve,
     depths,
+    fraction_text,
     key_below,
     level,
     model_keys,
     networks,
     pixels,
-    share_text,
     with_twins,
 )
 from mixer_probe.plotting.style import GREY, line_styles, model_label, styled
@@ -76,7 +76,7 @@ def control_curves(results: Sequence[ControlTask]) -> Figure:
     keys = model_keys(
         [one.model for one in curves],
         bool(raw),
-        f"largest group ({share_text(max(chances) / 100)}); zero",
+        f"largest group ({fraction_text(max(chances) / 100)}); zero",
     )
     key_below(figure, [*keys, extra])
     return figure

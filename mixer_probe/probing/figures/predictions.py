@@ -40,7 +40,7 @@ def confusion_heatmaps(
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, result in zip(panels.flat, results):
         classes, chosen = len(result.class_names), result.most_confused(layer, most)
-        picture = 100 * result.shares[layer][np.ix_(chosen, chosen)]
+        picture = 100 * result.fractions[layer][np.ix_(chosen, chosen)]
         names = [cut(result.class_names[k], 14) for k in chosen]
         axes.imshow(picture, cmap=SEQUENTIAL, vmin=0, vmax=100)
         size = 7.5 if len(names) <= 15 else 5.5

@@ -20,12 +20,12 @@ from mixer_probe.plotting.curves import (
     curve,
     cut,
     depths,
+    fraction_text,
     key_below,
     level,
     model_keys,
     networks,
     pixels,
-    share_text,
     with_twins,
 )
 from mixer_probe.plotting.style import COLOURS, GREY, line_styles, model_label, styled
@@ -43,7 +43,7 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
     curves, raw = with_twins(results), pixels(results)
     styles, chances = line_styles([one.model for one in curves]), [r.chance for r in results]
     methods = " and ".join(dict.fromkeys(_TITLES.get(r.method, r.method) for r in results))
-    chance = f"chance ({share_text(max(chances))})"
+    chance = f"chance ({fraction_text(max(chances))})"
     if one_layer(results):
         rows = [*curves, *raw]
         figure = Figure(figsize=(8.6, 1.1 + 0.3 * len(rows)))
@@ -253,7 +253,7 @@ def few_shot_curves(results: Sequence[FewShotResult], layer: int = -1) -> Figure
     for axes in panels:
         chance_line(axes, (100 * r.chance for r in results))
     panels[0].set_ylim(bottom=0)
-    chance = f"chance ({share_text(max(r.chance for r in results))})"
+    chance = f"chance ({fraction_text(max(r.chance for r in results))})"
     key_below(figure, model_keys([one.model for one in curves], bool(raw), chance))
     return figure
 

@@ -45,7 +45,7 @@ def anatomy_bars(results: Sequence[Anatomy]) -> Figure:
         raise MeasureError("anatomy_bars needs one network or more")
     figure = Figure(figsize=(10.5, 1.3 + 0.52 * len(results)))
     panels = figure.subplots(1, 2, sharey=True)
-    titles = {"parameter_share": "Parameters", "mac_share": "Multiply-accumulates"}
+    titles = {"parameter_fraction": "Parameters", "mac_fraction": "Multiply-accumulates"}
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         for row, result in enumerate(results):
             percentages = 100 * result.summary()[column].to_numpy(float)

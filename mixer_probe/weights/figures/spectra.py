@@ -29,8 +29,8 @@ _KIND_TITLES = {
     "both": "both (k×k convolutions)",
 }
 _ROWS = (
-    ("stable_rank_share", "null_stable_rank_share", "stable rank\n÷ full rank"),
-    ("effective_rank_share", "null_effective_rank_share", "effective rank\n÷ full rank"),
+    ("stable_rank_fraction", "null_stable_rank_fraction", "stable rank\n÷ full rank"),
+    ("effective_rank_fraction", "null_effective_rank_fraction", "effective rank\n÷ full rank"),
     ("norm_over_null", None, "spectral norm\n÷ that of iid weights"),
     ("rms", None, "root mean square\nsingular value"),
 )

@@ -99,19 +99,19 @@ def stem_component_pictures(found: StemComponents, *, columns: int = 7) -> Figur
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.imshow(filter_colours(found.components[k : k + 1])[0], interpolation="nearest")
-        fraction = found.shares[k]
+        fraction = found.fractions[k]
         percent = f"{100 * fraction:.1f} %" if fraction >= 0.0995 else f"{100 * fraction:.2g} %"
         axes.set_title(f"{k + 1}: {percent}", fontsize=7, fontweight="normal", loc="center", pad=2)
     for axes in panels[count:]:
         axes.remove()
     curve = right.subplots()
-    ranks = np.arange(1, len(found.shares) + 1)
-    positive = found.shares > 1e-12
-    curve.plot(ranks[positive], 100 * found.shares[positive], color=COLOURS[0], linewidth=1.2)
-    curve.axhline(100 * found.null_share, color=GREY, linewidth=1, linestyle="--")
+    ranks = np.arange(1, len(found.fractions) + 1)
+    positive = found.fractions > 1e-12
+    curve.plot(ranks[positive], 100 * found.fractions[positive], color=COLOURS[0], linewidth=1.2)
+    curve.axhline(100 * found.null_fraction, color=GREY, linewidth=1, linestyle="--")
     curve.annotate(
         "iid filters, 95th percentile",
-        (1, 100 * found.null_share),
+        (1, 100 * found.null_fraction),
         (0.02, 2),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",

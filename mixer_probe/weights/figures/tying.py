@@ -30,10 +30,10 @@ from mixer_probe.weights.figures.tiles import evenly_spaced, first_middle_last, 
 @styled
 @checked(MeasureError)
 def kernel_tying_depth(
-    results: Sequence[KernelTying], *, share: float = 0.9, normalise: bool = False
+    results: Sequence[KernelTying], *, fraction: float = 0.9, normalise: bool = False
 ) -> Figure:
-    """How many shared kernels explain the fraction `share` of the energy by depth, and relative to
-    the null.
+    """How many shared kernels explain the fraction `fraction` of the energy by depth, and relative
+    to the null.
 
     Left the count, in the middle the count as a percentage of the untied maximum (the lesser of
     channels and entries of a kernel), right the count in offset space divided by that of
@@ -46,17 +46,17 @@ def kernel_tying_depth(
     for result in results:
         style = styles[result.model.name]
         depth = [entry.depth for entry in result.layers]
-        counts = result.counts(share, normalise=normalise)
+        counts = result.counts(fraction, normalise=normalise)
         untied = [min(entry.channels, entry.shape[0] * entry.shape[1]) for entry in result.layers]
         panels[0].plot(depth, counts, label=model_label(result.model), **style)
         panels[1].plot(depth, 100 * counts / untied, **style)
         spectra = [entry.spectrum(normalise) for entry in result.layers]
-        nulls = np.array([spectrum.null_count(share) for spectrum in spectra])
+        nulls = np.array([spectrum.null_count(fraction) for spectrum in spectra])
         if not np.isnan(nulls).all():
             bounds = (nulls[:, 1] / nulls[:, 0], nulls[:, 2] / nulls[:, 0])
-            panels[2].plot(depth, result.over_null(share, normalise=normalise), **style)
+            panels[2].plot(depth, result.over_null(fraction, normalise=normalise), **style)
             panels[2].fill_between(depth, *bounds, color=style["color"], alpha=0.15, linewidth=0)
-    percent = f"{100 * share:.0f} %"
+    percent = f"{100 * fraction:.0f} %"
     titles = (
         f"Kernels explaining {percent}",
         "Relative to the untied maximum",
@@ -184,7 +184,7 @@ def kernel_dictionary(
         height, width = pictures.shape[1:]
         # Effective kernels reach over twice the grid less one.
         positions = None if entry.source == "weights" else ((height + 1) // 2, (width + 1) // 2)
-        for axes, picture, fraction in zip(row, pictures, spectrum.shares):
+        for axes, picture, fraction in zip(row, pictures, spectrum.fractions):
             axes.imshow(
                 picture / largest_offset(picture, positions),
                 cmap=mpl.colormaps[DIVERGING],

@@ -125,7 +125,7 @@ _DEPTH_PANELS = (
     ("Orientation", "coherence (1: one orientation)", "mean_coherence", "shuffled_mean_coherence"),
     ("Effective rank", "effective rank ÷ full rank", "effective_rank", "shuffled_effective_rank"),
     ("Cosine with the opposite-phase unit", "mean cosine", "mean_partner_cosine", "null_mean"),
-    ("Significant opposite-phase pairs", "fraction of units", "share_paired", "chance"),
+    ("Significant opposite-phase pairs", "fraction of units", "fraction_paired", "chance"),
 )
 
 

@@ -57,7 +57,8 @@ def anatomy_section(results: Sequence[Anatomy]) -> list[Section]:
     for r in results:
         table = r.summary().set_index("mixes").to_dict("index")
         across, within, both = (
-            f"{percent(table[mixes]['parameter_share'])} and {percent(table[mixes]['mac_share'])}"
+            f"{percent(table[mixes]['parameter_fraction'])} and "
+            f"{percent(table[mixes]['mac_fraction'])}"
             for mixes in ("across", "within", "both")
         )
         sentences.append(
@@ -79,6 +80,6 @@ def anatomy_section(results: Sequence[Anatomy]) -> list[Section]:
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     counts = {column: frame[column].map("{:,}".format) for column in ("parameters", "macs")}
-    percentages = {column: 100 * frame[column] for column in ("parameter_share", "mac_share")}
-    names = {"macs": "MACs", "parameter_share": "% of parameters", "mac_share": "% of MACs"}
+    percentages = {column: 100 * frame[column] for column in ("parameter_fraction", "mac_fraction")}
+    names = {"macs": "MACs", "parameter_fraction": "% of parameters", "mac_fraction": "% of MACs"}
     return frame.assign(**counts, **percentages).rename(columns=names)

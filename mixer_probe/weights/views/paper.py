@@ -79,7 +79,7 @@ def paper_section(results: Sequence[PaperFigures]) -> list[Section]:
         "mean_coherence",
         "shuffled_mean_coherence",
     ]
-    numbers += ["mean_partner_cosine", "null_mean", "share_paired"]
+    numbers += ["mean_partner_cosine", "null_mean", "fraction_paired"]
     frame = table_of(results)[["model", "block", "units", *numbers]]
     content.append(
         Table(
@@ -124,8 +124,8 @@ def paper_sentences(r: PaperFigures) -> list[str]:
     table = r.units.summary().iloc[:3]
     cosines = []
     for row in table.to_dict("records"):
-        paired = f"{percent(row['share_paired'])} of units are paired"
-        if np.isnan(row["share_paired"]):
+        paired = f"{percent(row['fraction_paired'])} of units are paired"
+        if np.isnan(row["fraction_paired"]):
             paired = "too few surrogates to test pairs"
         cosines.append(
             f"{row['mean_partner_cosine']:.2f} in {row['block']} (random phases: "

@@ -62,9 +62,9 @@ def spectra_section(results: Sequence[WeightSpectra]) -> list[Section]:
             )
         )
     columns = {
-        "stable_rank_share": "stable rank share",
-        "null_stable_rank_share": "iid",
-        "effective_rank_share": "effective rank share",
+        "stable_rank_fraction": "stable rank fraction",
+        "null_stable_rank_fraction": "iid",
+        "effective_rank_fraction": "effective rank fraction",
         "outlier_energy": "energy beyond iid",
         "norm_over_null": "norm over iid",
         "rms": "rms",
@@ -134,7 +134,7 @@ def spectra_sentences(result: WeightSpectra) -> list[str]:
 def rank_text(result: WeightSpectra, table: pd.DataFrame, kind: str) -> str:
     """The stable rank of the matrices of one kind, from their `table` by depth, and their singular
     values above iid weights."""
-    first, last = table["stable_rank_share"].iloc[[0, -1]]
+    first, last = table["stable_rank_fraction"].iloc[[0, -1]]
     above, matrices, p = outlier_matrices(result, kind)
     outliers = (
         f"{percent(table['outlier_energy'].mean())} of the energy lies in singular values above "
@@ -146,8 +146,9 @@ def rank_text(result: WeightSpectra, table: pd.DataFrame, kind: str) -> str:
         )
     )
     return (
-        f"the stable rank of {_KINDS[kind]} is {percent(table['stable_rank_share'].mean())} of the "
-        f"full rank on average (iid weights: {percent(table['null_stable_rank_share'].mean())}), "
-        f"{percent(first)} in {table['block'].iloc[0]} and {percent(last)} in "
-        f"{table['block'].iloc[-1]}, and {outliers} ({above} of {matrices} matrices; 5 % expected)"
+        f"the stable rank of {_KINDS[kind]} is {percent(table['stable_rank_fraction'].mean())} of "
+        "the full rank on average (iid weights: "
+        f"{percent(table['null_stable_rank_fraction'].mean())}), {percent(first)} in "
+        f"{table['block'].iloc[0]} and {percent(last)} in {table['block'].iloc[-1]}, and "
+        f"{outliers} ({above} of {matrices} matrices; 5 % expected)"
     )

@@ -71,9 +71,9 @@ def stem_section(results: Sequence[StemFilters]) -> list[Section]:
         sentences.append(
             f"{name}: {size}. Mean frequency is {r.mean_frequency:.3f} "
             f"cycles/pixel.{colour if r.shape[1] > 1 else ''} {components.needed(0.9)} of "
-            f"{len(components.shares)} principal components explain 90 % of the energy; the first "
-            f"explains {percent(components.shares[0])} (95th percentile for iid filters: "
-            f"{percent(components.null_share)})."
+            f"{len(components.fractions)} principal components explain 90 % of the energy; the "
+            f"first explains {percent(components.fractions[0])} (95th percentile for iid filters: "
+            f"{percent(components.null_fraction)})."
         )
     coloured = [r for r in results if r.shape[1] > 1]
     if coloured:
@@ -128,16 +128,16 @@ def position_section(results: Sequence[PositionEmbeddings]) -> list[Section]:
             "model": name_of(r.model),
             "grid": "×".join(map(str, r.grid)),
             "prefix tokens": r.prefix_tokens,
-            "row share": r.row_share,
-            "column share": r.column_share,
-            "interaction": r.interaction_share,
+            "row fraction": r.row_fraction,
+            "column fraction": r.column_fraction,
+            "interaction": r.interaction_fraction,
             **r.alike(),
         }
         for r in results
     ]
     numbers = (
-        "row share",
-        "column share",
+        "row fraction",
+        "column fraction",
         "interaction",
         "neighbours",
         "same row",
@@ -155,7 +155,7 @@ def position_section(results: Sequence[PositionEmbeddings]) -> list[Section]:
     sentences = []
     for r in primary(results):
         name, (height, width), alike = name_of(r.model), r.grid, r.alike()
-        rows_iid, columns_iid, _interaction = r.null_shares
+        rows_iid, columns_iid, _interaction = r.null_fractions
         content.append(
             Picture(
                 partial(position_similarity, r),
@@ -174,9 +174,9 @@ def position_section(results: Sequence[PositionEmbeddings]) -> list[Section]:
             f"{name}: the mean cosine similarity is {alike['neighbours']:.2f} between neighbouring "
             f"patches, {alike['same row']:.2f} within a row, {alike['same column']:.2f} within a "
             f"column and {alike['elsewhere']:.2f} elsewhere. The row alone explains "
-            f"{percent(r.row_share)} of the energy of the embeddings and the column "
-            f"{percent(r.column_share)} (iid: {percent(rows_iid)} and {percent(columns_iid)}); "
-            f"{percent(r.interaction_share)} depends on both."
+            f"{percent(r.row_fraction)} of the energy of the embeddings and the column "
+            f"{percent(r.column_fraction)} (iid: {percent(rows_iid)} and {percent(columns_iid)}); "
+            f"{percent(r.interaction_fraction)} depends on both."
         )
     warning = untrained_warning(r.model for r in results)
     content += [curve, table]

@@ -85,7 +85,7 @@ def tying_section(results: Sequence[KernelTying]) -> list[Section]:
         "effective_rank",
     ]
     columns += [
-        "first_share",
+        "first_fraction",
         "unit_count_90",
         "offset_count_90",
         "null_count_90",
@@ -95,7 +95,7 @@ def tying_section(results: Sequence[KernelTying]) -> list[Section]:
     formats = {
         "depth": "{:.2f}",
         "effective_rank": "{:.1f}",
-        "first_share": "{:.3f}",
+        "first_fraction": "{:.3f}",
         "null_count_90": "{:.1f}",
     }
     counts = [c for c in columns if "count" in c and c not in formats]

@@ -183,7 +183,7 @@ def read_sentence(result: TokenMixing, baseline: TokenMixing | None) -> str:
     else:
         pairs = (
             "The fraction of units with a significant opposite-phase unit is "
-            f"{at_ends('share_paired', '.1%').replace('%', ' %')} ({percent(result.chance)} "
+            f"{at_ends('fraction_paired', '.1%').replace('%', ' %')} ({percent(result.chance)} "
             f"expected by chance, {result.surrogates} surrogates)."
         )
     return (
