@@ -14,14 +14,13 @@ import pandas as pd
 from mixer_probe.attribution.attributions import Attribution
 from mixer_probe.attribution.maps import pool, rank_table
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.stats import FEWEST, max_p, mean_interval
 
 # Level of a claim of agreement.
 LEVEL = 0.05
-# Paired values in memory at once.
-_VALUES = 2**22
 
 
 @dataclass(frozen=True)
@@ -166,10 +165,10 @@ def agreement(
 def _paired(tables: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Means over images [order, ...] of tables [..., image, image] where image rows[order] is
     paired with columns[order]."""
-    step = max(1, _VALUES // tables[..., 0].size)
     parts = []
-    for k in range(0, len(rows), step):
-        values = tables[..., rows[k : k + step], columns[k : k + step]]
+    # The paired values, and a copy with zeros.
+    for part in slices(len(rows), at_once(2 * tables[..., 0].nbytes)):
+        values = tables[..., rows[part], columns[part]]
         known = np.isfinite(values)
         with np.errstate(invalid="ignore"):
             parts.append(np.where(known, values, 0).sum(-1) / known.sum(-1))

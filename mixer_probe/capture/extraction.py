@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import warnings
@@ -35,6 +34,7 @@ from mixer_probe.capture.stream import ImageSource, Piece, Reading, as_source, s
 from mixer_probe.core.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
 from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import keys_of
+from mixer_probe.core.memory import check_fits
 from mixer_probe.core.validate import checked
 from mixer_probe.images import DistortedImages, Images
 from mixer_probe.models.model import Model
@@ -169,16 +169,9 @@ def _into_memory(
     n = len(source)
     per_image = sum(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
     needed = n * per_image * np.dtype(record.dtype).itemsize
-    try:
-        memory: float = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        memory = math.inf  # unknown
-    if needed > 0.8 * memory:
-        raise StoreError(
-            f"{n} images at {len(record.layers)} layers need {needed / 2**30:.0f} GiB and this "
-            f"machine has {memory / 2**30:.0f}; give out=FOLDER to store them on disk, or use "
-            "reduce='mean'"
-        )
+    what = f"{n} images at {len(record.layers)} layers"
+    instead = "give out=FOLDER to store them on disk, or use reduce='mean'"
+    check_fits(needed, what, instead, StoreError)
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
     with closing(_pieces(model, source, record, batch_size, autocast, also)) as pieces:

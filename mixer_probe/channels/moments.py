@@ -8,7 +8,6 @@ where the mean is far above the spread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated
@@ -17,15 +16,13 @@ import torch
 from torch import Tensor
 
 from mixer_probe.channels.quantiles import BUCKETS, histogram
+from mixer_probe.core.memory import CACHE, at_once, of_device
 from mixer_probe.models.layer import Layer
 
 # Layers of more channels get no covariance unless it is asked for: it grows with the square of the
 # channels.
 WIDEST = 2048
 _LARGEST_INT32 = 2**31 - 1
-# Values in float64 at a time: few enough to stay in the cache of a core, or to fill a GPU.
-_CPU_VALUES = 2**18
-_GPU_VALUES = 2**26
 # Rows of a product in float32, before it is added up in float64.
 _ROWS = 1024
 
@@ -159,16 +156,16 @@ def measured(
     images, places, channels = there.shape
     # At least as many values as the table of counts has places, lest the table be filled again and
     # again.
-    values = _GPU_VALUES if there.is_cuda else max(4 * _CPU_VALUES, 2 * channels * BUCKETS)
+    budget = max(4 * CACHE, of_device(there.device), 2 * 8 * channels * BUCKETS)
     total: LayerMoments | None = None
     # A few images at a time: the channels of a CNN lie apart in memory and have to be copied
     # together.
-    for part in torch.split(there, max(1, values // (places * channels))) if images else ():
+    for part in torch.split(there, at_once(8 * places * channels, budget)) if images else ():
         flat = part.reshape(-1, channels)
         flat = flat if flat.dtype is torch.float64 else flat.float()
         central = reduce(
             Central.joined,
-            map(Central.of, _pieces(flat, _GPU_VALUES if flat.is_cuda else _CPU_VALUES)),
+            map(Central.of, torch.split(flat, at_once(8 * channels, of_device(flat.device)))),
         )
         moments = LayerMoments(
             central,
@@ -187,11 +184,6 @@ def measured(
     return total
 
 
-def _pieces(flat: Tensor, values: int) -> Iterator[Tensor]:
-    rows = max(1, values // flat.shape[1])
-    yield from (flat[start : start + rows] for start in range(0, len(flat), rows))
-
-
 def _scatter(flat: Tensor, mean: Tensor) -> Tensor:
     """Sum of products of deviations from the mean [channel, channel], float64.
 
@@ -199,7 +191,7 @@ def _scatter(flat: Tensor, mean: Tensor) -> Tensor:
     in float64."""
     centre = mean.to(flat.dtype)
     total = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=flat.device)
-    for rows in _pieces(flat, _ROWS * flat.shape[1]):
+    for rows in torch.split(flat, _ROWS):
         deviation = rows - centre
         total += deviation.T @ deviation
     # The rounded centre is not quite the mean.

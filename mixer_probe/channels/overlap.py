@@ -23,6 +23,7 @@ from mixer_probe.capture import ImageSource, stream
 from mixer_probe.channels.upsampling import anchors, interpolation
 from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import ImagesError, MeasureError
+from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.progress import task
 from mixer_probe.core.validate import check_fraction
 from mixer_probe.images import Images
@@ -30,8 +31,6 @@ from mixer_probe.images.concepts import Concepts, image_size, mask_geometry
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 
-# Values held at once while maps are upsampled, and while an image is compared with permuted masks.
-_VALUES = 2**24
 # Longer side of the masks as they are compared by default; Bau et al. took 113 of 227.
 _SIDE = 112
 
@@ -290,8 +289,8 @@ def active_pixels(
         positions.shape[0], layer.channels, dtype=torch.int32, device=positions.device
     )
     found = []
-    chunk = max(1, _VALUES // (len(up.rows) * len(up.columns)))
-    for i, c in zip(torch.split(image, chunk), torch.split(channel, chunk), strict=True):
+    for part in slices(len(image), at_once(4 * len(up.rows) * len(up.columns))):
+        i, c = image[part], channel[part]
         active = up(positions[i, :, c]) > T[c, None]
         area[i, c] = active.sum(1, dtype=torch.int32)
         found.append(active.nonzero()[:, 1].to(torch.int32))
@@ -416,8 +415,8 @@ def overlaps(
     """Counts of every layer with masks."""
     running = {layer.name: Overlap(layer.channels, orders, masks.concepts) for layer in layers}
     reducer = partial(active_pixels, levels=_tensors(levels), maps=maps)
-    # Permutations of an image's masks at once.
-    chunk = max(1, _VALUES // (masks.pixels * masks.concepts))
+    # Permutations of an image's masks at once, in float32.
+    chunk = at_once(4 * masks.pixels * masks.concepts)
     title = f"{model.name}: dissection"
     for piece in stream(
         model, source, layers, reducer, batch_size=batch_size, autocast=autocast, title=title
@@ -428,11 +427,11 @@ def overlaps(
         for j in range(piece.n):
             own = {name: rows[j] for name, rows in active.items() if rows and rows[j].nnz}
             order = orders[:, piece.start + j]
-            for a in range(0, len(order), chunk) if own else ():
-                planes = masks.planes(order[a : a + chunk]).reshape(-1, masks.pixels)
+            for part in slices(len(order), chunk) if own else ():
+                planes = masks.planes(order[part]).reshape(-1, masks.pixels)
                 columns = np.ascontiguousarray(planes.T, dtype=np.float32)
                 for name, row in own.items():
-                    running[name].count(row, columns, a * masks.concepts)
+                    running[name].count(row, columns, part.start * masks.concepts)
     there = masks.sizes()
     return {name: each.compute(there, known) for name, each in running.items()}
 

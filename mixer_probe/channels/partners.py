@@ -17,6 +17,7 @@ from mixer_probe.channels.selectivity import LEVEL, image_means
 from mixer_probe.core.errors import MeasureError, UndefinedChannelsWarning, layer_index
 from mixer_probe.core.fingerprint import check_same_images
 from mixer_probe.core.frame import Frame
+from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -29,7 +30,6 @@ Over = Literal["images", "positions"]
 _ROUNDING = 1e-6
 # Correlations under permutations are computed in float32.
 NULL_ROUNDING = 1e-5
-_CHUNK = 8_000_000
 # Edges of the histogram of |r| under permutations.
 BINS = np.linspace(0, 1, 41)
 
@@ -243,11 +243,11 @@ def _null(X: Tensor, Y: Tensor, permutations: int, seed: int) -> np.ndarray:
     for skip, pairing in zip((1, *[0] * permutations), draw_pairings(len(x), permutations, seed)):
         shifts = pairing.shifts.numpy()[skip:]
         a, b = (fft.rfft(side[pairing.order.numpy()], axis=0) for side in (x, known))
-        step = max(1, _CHUNK // (len(x) * b.shape[2]))
-        for c in range(0, a.shape[2], step):
-            products = np.conj(a[:, :, c : c + step]).transpose(0, 2, 1) @ b
+        # Products and correlations take 4 bytes each for every image and pair of channels.
+        for part in slices(a.shape[2], at_once(8 * len(x) * b.shape[2])):
+            products = np.conj(a[:, :, part]).transpose(0, 2, 1) @ b
             r = fft.irfft(products, len(x), axis=0)
-            found[first : first + len(shifts), c : c + step] = np.abs(r).max(2)[shifts]
+            found[first : first + len(shifts), part] = np.abs(r).max(2)[shifts]
         first += len(shifts)
     return found
 

@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 
 from mixer_probe.channels.layerwise import Layerwise, finite_median, warn_undefined
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import class_name, quoted, require_labels
@@ -38,7 +39,6 @@ ROUNDING = 1e-12
 # Sums of ranks of more classes than this are added up class by class: a product with their
 # indicators would cost more.
 _MOST_CLASSES = 32
-_CHUNK = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -266,13 +266,12 @@ class _Groups:
         # Ranks are halves: their sums are exact in float32 up to 2^24 halves.
         values = ranks.astype(np.float32 if self.n * (self.n + 1) < 2**24 else np.float64)
         by_class = classes > _MOST_CLASSES
-        step, place = (
-            1 if by_class else max(1, _CHUNK // (classes * self.n)),
-            np.repeat(np.arange(classes), self.counts),
-        )
+        # Indicators in float32, and three times as much for the sums.
+        bytes_each = 4 * 4 * classes * self.n
+        place = np.repeat(np.arange(classes), self.counts)
         peaks, medians = np.empty(len(orders)), np.empty(len(orders))
-        for start in range(0, len(orders), step):
-            part = orders[start : start + step]
+        for chosen in slices(len(orders), 1 if by_class else at_once(bytes_each)):
+            part = orders[chosen]
             if by_class:
                 sums = self.sums(ranks, part[0])[None]
             else:
@@ -288,10 +287,8 @@ class _Groups:
             away = np.abs(sums - middle) / pairs
             z = away * inverse
             best = z.argmax(1)[:, None]
-            peaks[start : start + step] = np.take_along_axis(z, best, 1).max((1, 2))
-            medians[start : start + step] = 0.5 + np.median(
-                np.take_along_axis(away, best, 1)[:, 0], axis=1
-            )
+            peaks[chosen] = np.take_along_axis(z, best, 1).max((1, 2))
+            medians[chosen] = 0.5 + np.median(np.take_along_axis(away, best, 1)[:, 0], axis=1)
         return peaks, float(medians.mean()) if len(orders) else float("nan")
 
     def selectivity(self, X: np.ndarray, orders: np.ndarray) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError, UnconvergedWarning
+from mixer_probe.core.memory import HELD, at_once
 from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import check_seed, checked
 from mixer_probe.linear.classifier import (
@@ -41,8 +42,6 @@ from mixer_probe.linear.stratification import left_out_folds
 Solver = Literal["torch", "sklearn"]
 Precision = Literal["mixed", "float64"]
 
-# Memory for the features of layers that are solved at once, in numbers.
-_AT_ONCE = 2**29
 # Relative rounding of a sum of losses.
 _NOISE = {torch.float32: 1e-6, torch.float64: 1e-12}
 # A gradient that float32 products resolve in any case, and iterations without progress after which
@@ -332,7 +331,7 @@ def _paths(
         if (
             groups
             and groups[-1][0].shape == X.shape
-            and (len(groups[-1]) + 1) * n * min(n, p) <= _AT_ONCE
+            and len(groups[-1]) < at_once(4 * n * min(n, p), HELD)
         ):
             groups[-1].append(X)
         else:

@@ -23,11 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixer_probe.core.memory import at_once, of_device, slices
 from mixer_probe.linear.scaling import ColumnScaling, block_of, blocks
-
-# Numbers of one block of logits: it stays in the processor's cache between the two products.
-_LOGITS = 2**18
-_LOGITS_GPU = 2**26
 
 
 @dataclass(frozen=True)
@@ -178,10 +175,10 @@ class Loss:
         loss = torch.zeros(len(bias), dtype=torch.float64, device=bias.device)
         by_weights = torch.zeros_like(weights)
         by_bias = torch.zeros_like(bias, dtype=torch.float64)
-        size = max(256, (_LOGITS if bias.device.type == "cpu" else _LOGITS_GPU) // bias.numel())
+        # A block of logits stays in the cache between the two products.
+        size = at_once(8 * bias.numel(), of_device(bias.device), least=256)
         with exact_float32():
-            for start in range(0, design.n, size):
-                rows = slice(start, min(start + size, design.n))
+            for rows in slices(design.n, size):
                 Z = design.rows(rows, self.dtype)
                 logits = torch.addmm(bias.flatten(), Z, weights).view(len(Z), *bias.shape)
                 losses, errors = losses_and_errors(logits, self.labels[rows])

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import at_once
 from mixer_probe.linear.classifier import PenaltyPath, decided_class, last_best
 from mixer_probe.linear.ridge import Ridge
 from mixer_probe.linear.scaling import ColumnScaling, block_of, blocks
-
-# Weights computed for all penalties at once, whatever the size of the basis.
-_WEIGHTS = 2**24
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
@@ -159,7 +157,7 @@ class RidgePath(PenaltyPath):
     def _weights(self) -> Tensor | None:
         """W of all penalties [p, m k]; None where that is large and larger than the basis."""
         p, r = self.ridge.basis.shape
-        small = len(self.l2) * len(self.ridge.intercept) <= max(r, _WEIGHTS // p)
+        small = len(self.l2) * len(self.ridge.intercept) <= at_once(8 * p, least=r)
         return self.ridge.basis @ self.ridge.solved(self._penalties).flatten(1) if small else None
 
     def _score_blocks(self, X: Any) -> Iterator[Tensor]:

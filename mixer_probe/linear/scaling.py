@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.memory import at_once, slices
+
 _FULL = ("float64", "int64", "int32")
-# Numbers per block; larger blocks leave the processor's cache without being faster.
-_BLOCK = 2**22
 
 
 def blocks(n: int, width: int) -> Iterator[slice]:
     """Slices that cover `n` rows, in blocks of about 4 million numbers for `width` numbers per
     row."""
-    size = max(64, _BLOCK // max(1, width))
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+    # A block and what is computed of it, in float64.
+    return slices(n, at_once(2 * 8 * width, least=64))
 
 
 def block_of(X: Any, rows: slice | np.ndarray, device: torch.device | None = None) -> Tensor:

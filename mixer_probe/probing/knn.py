@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.classifier import checked_classes, last_best
 from mixer_probe.linear.stratification import stratified
@@ -31,8 +31,6 @@ TEMPERATURE = 0.07
 # well.
 LEFT_OUT = 5000
 
-# Similarities of one block.
-_BLOCK = 2**24
 # Similarities that differ by less are ties: float64 rounding of products of unit vectors.
 _TIE = 1e-12
 
@@ -98,7 +96,7 @@ class KNNPath:
         )
 
     def _blocks(self, n: int) -> Iterator[slice]:
-        return gen_batches(n, max(1, _BLOCK // len(self.unit)))  # type: ignore[no-any-return]
+        return slices(n, at_once(8 * len(self.unit)))
 
     def _nearest(
         self, block: Tensor, rows: Tensor | None = None, k: int | None = None

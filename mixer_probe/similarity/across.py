@@ -12,6 +12,7 @@ import torch
 
 from mixer_probe.capture import ImageSource, Piece, as_source, mean_over_positions, part_of, stream
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import MOST, room
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
@@ -26,10 +27,6 @@ from mixer_probe.similarity.streaming import StreamingCKA
 
 Found = dict[str, torch.Tensor]
 Positions = Literal["mean", "flatten"]
-
-# Moments of all pairs of layers are held at once; beyond this the batches' own Gram matrices are
-# summed instead.
-_MOST_MOMENT_BYTES = 2**32
 
 
 @checked(MeasureError)
@@ -121,7 +118,9 @@ def _method(
             "Gram matrices need all images at once: extract both models and use compare"
         )
     few = n <= SAMPLE and method == "auto"
-    fits = few or 8 * sum(widths[0].values()) * sum(widths[1].values()) <= _MOST_MOMENT_BYTES
+    # Moments of all pairs of layers are held at once; where they do not fit, the batches' own Gram
+    # matrices are summed instead.
+    fits = few or 8 * sum(widths[0].values()) * sum(widths[1].values()) <= room(MOST)
     if method == "moments" and positions == "flatten":
         raise MeasureError(
             "flattened positions are too wide for moments: use method='minibatch' or "

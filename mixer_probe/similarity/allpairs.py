@@ -3,19 +3,17 @@ without one image each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mixer_probe.core.memory import LARGE, at_once, slices
 from mixer_probe.similarity.hsic import Estimator, Kernel, gram, products_in_float32, unit_gram
 from mixer_probe.similarity.inputs import LayerFeatures
 from mixer_probe.similarity.nulls import Pairings, Traces
 
-# Gram matrices are worked on in blocks of layers that keep to this many bytes.
-_BYTES = 2**29
-_KEPT_BYTES = 2**26
 _SPREAD = 1e-5
 # Of the power method: the eigenvalue is needed to a few per cent.
 _ITERATIONS = 30
@@ -66,7 +64,7 @@ class Grams:
             if not high - low > _SPREAD * torch.maximum(high.abs(), low.abs()):
                 wide.mark_undefined(index)
                 K.fill_(torch.nan)
-        if (len(self._kept) + 1) * K.nbytes <= _KEPT_BYTES:
+        if len(self._kept) < at_once(K.nbytes, least=0):
             self._kept[index] = K
         return K
 
@@ -87,10 +85,10 @@ class Grams:
 def inner_products(a: Matrices, b: Matrices, size: tuple[int, int], n: int) -> Tensor:
     """Inner products [La, Lb] of the matrices [n, n] of two sides."""
     values = torch.empty(size, dtype=torch.float64)
-    step = max(1, _BYTES // (2 * 8 * n * n))
-    for rows in blocks(size[0], step):
+    step = at_once(2 * 8 * n * n, LARGE)
+    for rows in slices(size[0], step):
         left = torch.stack([a(i).flatten() for i in range(size[0])[rows]])
-        for columns in blocks(size[1], step):
+        for columns in slices(size[1], step):
             # No stack of the other side: a product with one vector reads as much.
             for column in range(size[1])[columns]:
                 values[rows, column] = left @ b(column).flatten()
@@ -108,10 +106,10 @@ def shifted_inner_products(
     products of Fourier transforms."""
     n = len(pairings.order)
     values = torch.empty((len(pairings.shifts), *size), dtype=torch.float64)
-    step = max(1, (_BYTES - gram_bytes(n, 0)) // (gram_bytes(n, 1) - gram_bytes(n, 0)))
-    for rows in blocks(size[0], step):
+    step = at_once(gram_bytes(n, 1) - gram_bytes(n, 0), LARGE - gram_bytes(n, 0))
+    for rows in slices(size[0], step):
         left = _spectra(a, range(size[0])[rows], pairings.order).conj()
-        for columns in blocks(size[1], step):
+        for columns in slices(size[1], step):
             products = left @ _spectra(b, range(size[1])[columns], pairings.order).mT
             values[:, rows, columns] = torch.fft.irfft(products, n, dim=0)[pairings.shifts]
     return values
@@ -139,8 +137,7 @@ def jackknife_variances(a: Grams, b: Grams, n: int) -> Tensor:
     """Jackknife variance [La, Lb] of CKA over the `n` images: (n - 1) / n times the sum of squared
     deviations of its values without one image each, which are exact."""
     found = torch.empty(len(a), len(b), dtype=torch.float64)
-    size = max(1, _BYTES // (16 * n * n))
-    for rows in blocks(len(a), size):
+    for rows in slices(len(a), at_once(2 * 8 * n * n, LARGE)):
         left = [a.unit(i) for i in range(len(a))[rows]]
         own = [_without_each(K, K, a.settings.estimator) for K in left]
         for column in range(len(b)):
@@ -177,11 +174,6 @@ def leading_fractions(layers: Grams) -> Tensor:
             vector = K @ (vector / vector.norm())
         found.append(vector.norm())
     return torch.stack(found)
-
-
-def blocks(count: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` of `count` layers."""
-    yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def gram_bytes(n: int, layers: int) -> int:

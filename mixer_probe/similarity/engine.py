@@ -18,37 +18,26 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import HELD, LARGE, MOST, at_once, check_fits, room, slices
 from mixer_probe.core.progress import task
 from mixer_probe.similarity.alignment import CKA_NAMES, Method, ratio
 from mixer_probe.similarity.allpairs import (
     Grams,
     Settings,
-    blocks,
     gram_bytes,
     inner_products,
     shifted_inner_products,
 )
 from mixer_probe.similarity.hsic import Estimator
 from mixer_probe.similarity.inference import SAMPLE, infer
-from mixer_probe.similarity.inputs import LayerFeatures, is_constant
+from mixer_probe.similarity.inputs import ROWS, LayerFeatures, is_constant
 from mixer_probe.similarity.intervals import Interval, draw_groups, group_interval, no_interval
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.minibatch import MinibatchCKA, batches_of
 from mixer_probe.similarity.moments import Moments
 from mixer_probe.similarity.nulls import Null, Pairings, Traces, draw_pairings, null_of
 
-# A form is refused beyond this: Gram matrices of 8,757 images, or moments of two layers of 16,384
-# features.
-_MOST_GRAM_BYTES = 2**32
-_MOST_FEATURE_BYTES = 2**32
-_MOST_MOMENT_BYTES = 2**31
-# Cross moments of as many layers as keep to this are taken in one pass over a store.
-_TILE_BYTES = 3 * 2**27
-_ROWS = 1024
 BATCH = 256
-# Prepared layers are kept up to the first, and one pair of them is refused beyond the second.
-_PREPARED_BYTES = 2**31
-_MOST_PAIR_BYTES = 2**33
 # A prepared layer and its preparation, in float64 values for each of its n x n or n x p entries.
 _COPIES = 3
 
@@ -126,11 +115,9 @@ def choose(
     (`sampled`: they are drawn from all), else the cheaper one by floating-point operations. Raises
     MeasureError if the kernel or the estimator rules out all that fit, with what would."""
     n, widest = a.n, max(*a.channels, *b.channels)
-    gram_fits = gram_bytes(n, 1) <= _MOST_GRAM_BYTES and 8 * n * widest <= _MOST_FEATURE_BYTES
-    moments_fit = (
-        8 * max(a.channels) * max(b.channels) <= _MOST_MOMENT_BYTES
-        and 8 * widest**2 <= _MOST_MOMENT_BYTES
-    )
+    # Gram matrices of 8,757 images, and moments of layers of 16,384 features.
+    gram_needs, moments_need = max(gram_bytes(n, 1), 8 * n * widest), 8 * widest**2
+    gram_fits, moments_fit = gram_needs <= room(MOST), moments_need <= room(HELD)
     chosen: Method = method
     if method == "auto" and settings.kernel == "rbf":
         chosen = "gram"
@@ -144,19 +131,15 @@ def choose(
         chosen = "gram" if sampled or cheaper else "moments"
     elif method == "auto":
         chosen = "gram" if gram_fits else "moments" if moments_fit else "minibatch"
-    if chosen == "gram" and not gram_fits:
-        most = min(
-            int((_MOST_GRAM_BYTES / gram_bytes(1, 1)) ** 0.5), _MOST_FEATURE_BYTES // (8 * widest)
-        )
-        raise MeasureError(
-            f"Gram matrices of {n} images with {widest} features do not fit into 4 GiB: take at "
-            f"most {most} images, or the linear kernel with method='moments' or 'minibatch'"
-        )
-    if chosen == "moments" and not moments_fit:
-        raise MeasureError(
-            f"moments of layers with {widest} features do not fit into 2 GiB: average the "
-            "positions (reduce='mean', grid=7), or take method='gram' or 'minibatch'"
-        )
+    if chosen == "gram":
+        most = int(min((room(MOST) / gram_bytes(1, 1)) ** 0.5, room(MOST) / (8 * widest)))
+        what = f"Gram matrices of {n} images with {widest} features"
+        instead = f"take at most {most} images, or linear CKA by method='moments' or 'minibatch'"
+        check_fits(gram_needs, what, instead, MeasureError, MOST)
+    if chosen == "moments":
+        what = f"moments of layers with {widest} features"
+        instead = "average positions (reduce='mean', grid=7), or take method='gram' or 'minibatch'"
+        check_fits(moments_need, what, instead, MeasureError, HELD)
     if chosen == "minibatch" and (settings.estimator == "biased" or settings.kernel == "rbf"):
         raise MeasureError(
             "the minibatch estimator is unbiased linear CKA only: a biased HSIC, or a kernel with "
@@ -173,8 +156,8 @@ def by_moments(
 
     Tile by tile: all layers of one side for as many of the other as the cross moments have room
     for."""
-    room = _TILE_BYTES // 8
-    tall, side = room // sum(b.channels), max(*a.channels, *b.channels, int(room**0.5))
+    tall = at_once(8 * sum(b.channels), LARGE)
+    side = max(*a.channels, *b.channels, int((LARGE / 8) ** 0.5))
     if tall >= max(a.channels):
         tiles = [(rows, range(len(b))) for rows in _groups(a.channels, tall)]
     else:
@@ -217,9 +200,9 @@ def _moments_of(
     a: LayerFeatures, b: LayerFeatures, rows: range, columns: range, advance: Callable[[int], None]
 ) -> Moments:
     """Moments of some layers of both sides, in one pass over the images."""
-    parts = [a.slices(i, _ROWS) for i in rows], [b.slices(i, _ROWS) for i in columns]
+    parts = [a.slices(i, ROWS) for i in rows], [b.slices(i, ROWS) for i in columns]
     moments: Moments | None = None
-    for _ in range(0, a.n, _ROWS):
+    for _ in range(0, a.n, ROWS):
         left, right = ([next(part) for part in side] for side in parts)
         widths = [dict(enumerate(X.shape[1] for X in side)) for side in (left, right)]
         x, y = torch.cat(left, dim=1), torch.cat(right, dim=1)
@@ -310,7 +293,7 @@ def tables_of(
     count = sum(len(p.shifts) for p in pairings)
     found = torch.full((count + len(subsets), len(a), len(b)), torch.nan, dtype=torch.float64)
     size = _layers_at_a_time(measure, a, b, bool(subsets))
-    parts = [(rows, columns) for rows in blocks(len(a), size) for columns in blocks(len(b), size)]
+    parts = [(rows, columns) for rows in slices(len(a), size) for columns in slices(len(b), size)]
     with task(measure.label, len(parts) * len(found)) as advance:
         for rows, columns in parts:
             left, right = (
@@ -375,15 +358,12 @@ def _layers_at_a_time(measure: Measure, a: LayerFeatures, b: LayerFeatures, keep
     n, widest = a.n, max(*a.channels, *b.channels)
     width = n if measure.pairwise else widest
     one = 8 * n * (_COPIES * width + widest)
-    if 2 * one > _MOST_PAIR_BYTES:
-        room = _MOST_PAIR_BYTES / 16
-        most = room / ((_COPIES + 1) * widest)
-        if measure.pairwise:
-            # The positive root of copies n^2 + widest n = room.
-            most = (math.sqrt(widest**2 + 4 * _COPIES * room) - widest) / (2 * _COPIES)
-        raise MeasureError(
-            f"{measure.label} of a pair of layers with {n} images and {widest} features takes "
-            f"{2 * one / 2**30:.0f} GiB: take at most {int(most)} images, average the positions, "
-            "or take linear CKA, which streams"
-        )
-    return max(1, _PREPARED_BYTES // (2 * 8 * n * (_COPIES * width + (widest if keep else 0))))
+    values = room(2 * MOST) / 16
+    most = values / ((_COPIES + 1) * widest)
+    if measure.pairwise:
+        # The positive root of copies n^2 + widest n = values.
+        most = (math.sqrt(widest**2 + 4 * _COPIES * values) - widest) / (2 * _COPIES)
+    what = f"{measure.label}: two layers with {n} images and {widest} features"
+    instead = f"take at most {int(most)} images, average the positions, or take linear CKA"
+    check_fits(2 * one, what, instead, MeasureError, 2 * MOST)
+    return at_once(2 * 8 * n * (_COPIES * width + (widest if keep else 0)), HELD)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import slices
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.inputs import as_matrix
 
@@ -98,10 +99,10 @@ def inner_products_of_rows(X: Tensor) -> Tensor:
         return X @ X.T
     products = X.new_empty(n, n)
     step = -(-n // 4)
-    for start in range(0, n, step):
-        block = X[start:] @ X[start : start + step].T
-        products[start:, start : start + step] = block
-        products[start : start + step, start:] = block.T
+    for part in slices(n, step):
+        block = X[part.start :] @ X[part].T
+        products[part.start :, part] = block
+        products[part, part.start :] = block.T
     return products
 
 
@@ -116,7 +117,7 @@ def products_in_float32(X: Tensor) -> Tensor:
     n = len(X)
     products = X.new_zeros(n, n, dtype=torch.float64)
     step = -(-n // 4) if n >= _WORTH_BLOCKS else n
-    blocks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
+    blocks = list(slices(n, step))
     # One piece of memory for all blocks of columns: the system clears fresh memory first.
     room = X.new_empty(n * min(_COLUMNS, X.shape[1]))
     some = X[:: -(-n // _NEAR_MEAN)]

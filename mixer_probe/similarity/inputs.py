@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.models.layer import Layer
 
@@ -25,8 +26,8 @@ WIDE = 2048
 # Mean squares beyond this or its inverse are scaled, so that their fourth powers stay in the range
 # of numbers.
 _SMALLEST = 1e-60
-# Images whose positions are averaged over the cells of a grid at a time.
-_ROWS = 1024
+# Images of which moments, or means over the cells of a grid, are computed at a time.
+ROWS = 1024
 
 
 class RepresentationsLike(Protocol):
@@ -257,13 +258,8 @@ class LayerFeatures(Sequence[Tensor]):
 
     def slices(self, index: int, size: int) -> Iterator[Tensor]:
         """The raw features of a layer, `size` images at a time."""
-        for start in range(0, self.n, size):
-            rows = (
-                np.arange(start, min(start + size, self.n))
-                if self.rows is None
-                else self.rows[start : start + size]
-            )
-            yield self._read(index, slice(start, start + size) if self.rows is None else rows)
+        for rows in slices(self.n, size):
+            yield self._read(index, rows if self.rows is None else self.rows[rows])
 
     def _read(self, index: int, rows: slice | np.ndarray) -> Tensor:
         layer = self.reps.layers[index]
@@ -300,7 +296,7 @@ def flattened(values: np.ndarray, layer: Layer, grid: tuple[int, int] | None) ->
     if grid is None:
         return values.reshape(len(values), -1)
     parts = (
-        _as_tensor(values[start : start + _ROWS]) for start in range(0, max(1, len(values)), _ROWS)
+        _as_tensor(values[start : start + ROWS]) for start in range(0, max(1, len(values)), ROWS)
     )
     return torch.cat([to_grid(part, layer, grid).flatten(1) for part in parts]).numpy()
 

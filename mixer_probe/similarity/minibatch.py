@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, centre_gram, divisor
@@ -28,7 +29,6 @@ from mixer_probe.similarity.nulls import Null, null_of
 from mixer_probe.stats import check_permutations
 
 _FEWEST_BATCHES = 12
-_BLOCK_BYTES = 2**27
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,11 @@ class MinibatchCKA(Accumulator):
                     self.permutations, len(left), len(right), dtype=torch.float64
                 )
             grams = right.reshape(len(right), n, n)
-            step = max(1, _BLOCK_BYTES // right.nbytes)
-            for start in range(0, self.permutations, step):
-                part = orders[start : start + step]
-                shuffled = grams[:, part[:, :, None], part[:, None, :]].flatten(2)
+            for part in slices(self.permutations, at_once(right.nbytes)):
+                drawn = orders[part]
+                shuffled = grams[:, drawn[:, :, None], drawn[:, None, :]].flatten(2)
                 null = torch.einsum("ak,bsk->sab", left, shuffled).cpu()
-                self._null[start : start + step] += n * null / divisor(n, "unbiased")
+                self._null[part] += n * null / divisor(n, "unbiased")
         self._found.append(_Batch(n, cross, *own))
 
     def merge(self, other: MinibatchCKA) -> None:

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import slices
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.allpairs import Settings
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator
 from mixer_probe.similarity.inference import SAMPLE, infer
-from mixer_probe.similarity.inputs import Features, as_matrix, batch_size, centred
+from mixer_probe.similarity.inputs import ROWS, Features, as_matrix, batch_size, centred
 from mixer_probe.similarity.matrix import SimilarityMatrix, plain_matrix
 from mixer_probe.similarity.moments import Moments
 
 Batch = Mapping[str, Features]
-_ROWS = 1024
 Widths = dict[str, int]
 
 
@@ -191,10 +191,9 @@ class Sample:
         """Moments of the images kept."""
         assert self._rows is not None
         x, y = self._rows
-        moments = Moments.about_mean(*widths, x[:_ROWS].double(), y[:_ROWS].double())
-        for start in range(0, self.n, _ROWS):
+        moments = Moments.about_mean(*widths, x[:ROWS].double(), y[:ROWS].double())
+        for part in slices(self.n, ROWS):
             # Copies, since the moments move them to their origin.
-            part = slice(start, start + _ROWS)
             moments.add(x[part].to(torch.float64, copy=True), y[part].to(torch.float64, copy=True))
         return moments
 

@@ -20,9 +20,8 @@ from scipy.stats import gamma
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mixer_probe.core.memory import at_once
 from mixer_probe.stats import prediction_limit
-
-_CHUNK_BYTES = 64_000_000
 
 
 class _KernelCapture(TorchFunctionMode):
@@ -111,7 +110,7 @@ def convolution_values(
     out, inputs = weight.shape[0] // groups, weight.shape[1]
     taps = weight.reshape(out * groups * inputs, -1).T
     found = []
-    for chunk in torch.split(phases, max(1, _CHUNK_BYTES // bytes_per_frequency)):
+    for chunk in torch.split(phases, at_once(bytes_per_frequency)):
         # Two real products are cheaper than one complex product with a real factor.
         transfer = torch.complex(chunk.real @ taps, chunk.imag @ taps)
         matrices = (

@@ -1,0 +1,65 @@
+"""How much is computed at once, and whether it fits into the machine's memory.
+
+Budgets are in bytes. They are the same on every machine, lest the order of additions, and with it
+the last digits of a result, depend on where it was computed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+from torch import device
+
+from mixer_probe.core.errors import MixerProbeError
+
+# Stays in the cache of a core, for steps that read the same numbers several times.
+CACHE = 2**21
+# Arrays of one step: the overhead of a step is small against its work, and a machine that runs a
+# network does not notice them.
+WORKING = 2**26
+# One step where each further one reads or computes all the rest again, and one on a GPU, which
+# fewer numbers do not fill.
+LARGE = 2**29
+# Held while more is computed with it: as much is left beside a network on a machine of 8 GiB.
+HELD = 2**31
+# One thing that an exact form of a computation cannot do without: beyond this, another form is
+# taken or none.
+MOST = 2**32
+
+
+def at_once(bytes_each: int, budget: int = WORKING, least: int = 1) -> int:
+    """How many items of `bytes_each` fit into `budget` bytes, and `least` where fewer do."""
+    return max(least, budget // max(1, bytes_each))
+
+
+def slices(n: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `n` items in order."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def of_device(where: device) -> int:
+    """Bytes of a step that reads its numbers several times: `CACHE` on a CPU, else `LARGE`."""
+    return CACHE if where.type == "cpu" else LARGE
+
+
+def room(most: float = math.inf) -> float:
+    """Bytes that one thing may take here: `most`, and at most 80 % of the machine's memory where
+    the system says how much that is; network and copies have the rest."""
+    try:
+        return min(most, 0.8 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return most
+
+
+def check_fits(
+    needed: float, what: str, instead: str, error: type[MixerProbeError], most: float = math.inf
+) -> None:
+    """Raise `error` if `what`, which takes `needed` bytes, has no `room`; it says what to do
+    `instead`."""
+    if needed > room(most):
+        raise error(
+            f"{what} take {needed / 2**30:.4g} GiB and do not fit into "
+            f"{room(most) / 2**30:.4g} GiB: {instead}"
+        )
