@@ -67,7 +67,18 @@ def _panel(axes: Axes, title: str, curves: Sequence[DepthCurve]) -> None:
             )
         )
         marker = MARKERS[same_group.index(curve.name.removesuffix("?untrained")) % len(MARKERS)]
-        _line(axes, curve, COLOURS[groups.index(curve.group) % len(COLOURS)], marker)
+        style = {"color": COLOURS[groups.index(curve.group) % len(COLOURS)], "marker": marker}
+        style |= {"linestyle": "-"} if curve.trained else {"linestyle": ":", "mfc": "white"}
+        axes.plot(curve.depth, curve.value, **style)  # type: ignore[arg-type]
+        axes.fill_between(
+            curve.depth,
+            curve.low,
+            curve.high,
+            color=style["color"],
+            alpha=0.15 if curve.trained else 0.07,
+            linewidth=0,
+        )
+        axes.plot(curve.depth, curve.null, color=GREY, linestyle="--", linewidth=0.8, zorder=1)
     axes.set(title=title, xlabel="relative depth", xlim=(-0.02, 1.02))
     handles = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], label=group)
@@ -88,17 +99,3 @@ def _panel(axes: Axes, title: str, curves: Sequence[DepthCurve]) -> None:
     if any(np.isfinite(c.null).any() for c in curves):
         handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=0.8, label="null"))
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-
-
-def _line(axes: Axes, curve: DepthCurve, colour: str, marker: str) -> None:
-    shape = {"linestyle": "-"} if curve.trained else {"linestyle": ":", "markerfacecolor": "white"}
-    axes.plot(curve.depth, curve.value, color=colour, marker=marker, **shape)  # type: ignore[arg-type]
-    axes.fill_between(
-        curve.depth,
-        curve.low,
-        curve.high,
-        color=colour,
-        alpha=0.15 if curve.trained else 0.07,
-        linewidth=0,
-    )
-    axes.plot(curve.depth, curve.null, color=GREY, linestyle="--", linewidth=0.8, zorder=1)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -283,14 +283,11 @@ class Study:
             decided = {}
         else:
             tables = file_digests([s.groups, *(spec.rpartition(":")[0] for spec in s.targets)])
-            decided = {"images": self._images, "study": s, "tables": tables}
+            images = identity([self.images, self.train])
+            decided = {"images": images, "study": s, "tables": tables}
         return self.steps.get(
             step, {"networks": [self._identities[i.record] for i in group], **decided}, work
         )
-
-    @cached_property
-    def _images(self) -> Any:
-        return identity([self.images, self.train])
 
 
 def run_study(
