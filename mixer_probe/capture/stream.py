@@ -23,6 +23,7 @@ from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.validate import checked
 from mixer_probe.images.transforms import split_transform, transform_for
+from mixer_probe.models.classes import LabelledImages
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.load import resolve_dtype
 from mixer_probe.models.model import Model
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 @runtime_checkable
-class ImageSource(Protocol):
+class ImageSource(LabelledImages, Protocol):
     """What can be streamed: `mixer_probe.images.Images`, or a tensor through `as_source`."""
 
     @property
@@ -41,20 +42,6 @@ class ImageSource(Protocol):
     @property
     def keys(self) -> tuple[str, ...]:
         """One hash of the content per image."""
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Class indices [n], None without labels."""
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names by class index."""
-
-    @property
-    def record(self) -> ImagesRecord:
-        """What a result says about the images."""
-
-    def __len__(self) -> int: ...
 
     def batches(
         self,
