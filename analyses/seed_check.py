@@ -8,7 +8,7 @@ be the one at the same place. Three ways to treat positions: their mean (all mea
 over the cells of a 4×4 grid, and all of them (CKA alone: 32,768 features a block take minutes a
 measure). The measures that fit a regression or a rotation of each side need fewer features than
 images, so they are asked about the mean only. A second table says why the mean may hide a block: of
-what a block adds to the one before, the share of the variance over images that the mean over
+what a block adds to the one before, the fraction of the variance over images that the mean over
 positions keeps. Prints both tables; --out DIR gets results.json, results.csv, kept_by_mean.csv and
 report.html. Takes about a quarter of an hour on one core.
 """
@@ -96,7 +96,7 @@ def check_family(
 
 
 def kept_by_mean(run: mp.Representations) -> pd.DataFrame:
-    """Of what each block adds to the one before, the share of the variance over images that the
+    """Of what each block adds to the one before, the fraction of the variance over images that the
     mean over positions keeps."""
     rows = []
     for before, after in pairwise(run.names()):

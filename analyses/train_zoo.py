@@ -54,8 +54,8 @@ class Recipe:
     """How a network is trained: the learning rate warms up linearly, then falls to zero along a
     half cosine.
 
-    warmup is the share of all steps that it warms up for; unmixed, the share of the epochs at the
-    end without mixup and CutMix; ema_decay, that of the average of weights (and BatchNorm
+    warmup is the fraction of all steps that it warms up for; unmixed, the fraction of the epochs at
+    the end without mixup and CutMix; ema_decay, that of the average of weights (and BatchNorm
     statistics) which is what is stored.
     """
 
