@@ -271,10 +271,7 @@ class CatalogueRun:
         self, room: Room, analysis: Analysis, names: Sequence[str], method: str, baselines: bool
     ) -> None:
         self._room, self._analysis, self._names = room, analysis, names
-        chosen: Any = {"probes": (analysis.name,)} if room.name == "probing" else {}
-        self._settings = StudySettings(
-            batch_size=BATCH, baselines=baselines, probe_method=method, **chosen
-        )
+        self._settings = StudySettings(batch_size=BATCH, baselines=baselines, probe_method=method)
         self.images: Sides = (None, None)
         if analysis.needs != "weights":
             self.images = data.images(), data.sides()[0] if data.source() == "demo" else None
