@@ -154,8 +154,8 @@ def measured(
     # Apple's GPUs have no float64.
     there = positions.cpu() if positions.device.type == "mps" else positions
     images, places, channels = there.shape
-    # At least as many values as the table of counts has places, lest the table be filled again and
-    # again.
+    # At least as many values as the table of counts has places, so that the table is not filled
+    # again and again.
     budget = max(4 * CACHE, of_device(there.device), 2 * 8 * channels * BUCKETS)
     total: LayerMoments | None = None
     # A few images at a time: the channels of a CNN lie apart in memory and have to be copied

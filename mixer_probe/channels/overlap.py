@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, stream
 from mixer_probe.channels.upsampling import anchors, interpolation
-from mixer_probe.core.accumulator import Accumulator, held
+from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.progress import task
@@ -80,7 +80,7 @@ class Threshold(Accumulator):
     exceed each."""
 
     above: int
-    _kept: Highest | None = held(None)
+    _kept: Highest | None = state_field(None)
 
     def update(self, found: Highest) -> None:
         """Add a batch."""
@@ -329,8 +329,8 @@ class Overlap(Accumulator):
     channels: int
     orders: Annotated[np.ndarray, "permutation", "image"]
     concepts: int
-    _area: Annotated[np.ndarray, "image", "channel"] = held(None)
-    _both: Annotated[np.ndarray, "channel", "column"] = held(None)
+    _area: Annotated[np.ndarray, "image", "channel"] = state_field(None)
+    _both: Annotated[np.ndarray, "channel", "column"] = state_field(None)
 
     def __post_init__(self) -> None:
         self._area = np.zeros((self.orders.shape[1], self.channels))

@@ -338,7 +338,7 @@ def dprime_of(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
     groups = _Groups(labels)
     m = groups.counts[:, None].astype(np.float64)
     rest = groups.n - m
-    # About the mean, lest the squares lose their digits.
+    # About the mean, so that the squares lose no digits.
     centred = X - X.mean(0)
     sums = groups.sums(centred)
     means, rest_means = sums / m, (sums.sum(0) - sums) / rest

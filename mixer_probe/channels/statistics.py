@@ -18,7 +18,7 @@ from mixer_probe.channels.clusters import channel_covariance
 from mixer_probe.channels.layerwise import LAYER, Layerwise, finite_median
 from mixer_probe.channels.moments import LayerMoments, channel_moments, measured
 from mixer_probe.channels.quantiles import LEVELS, fraction_beyond, median_magnitude, quantiles_of
-from mixer_probe.core.accumulator import Accumulator, held
+from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import MeasureError, NonFiniteWarning
 from mixer_probe.core.frame import Frame
@@ -173,8 +173,8 @@ class ChannelMoments(Accumulator):
     """What channel statistics are computed from, by layer, on the device of the batches; its size
     does not depend on the number of images."""
 
-    n: int = held(0)
-    _state: dict[str, LayerMoments] = held(dict)
+    n: int = state_field(0)
+    _state: dict[str, LayerMoments] = state_field(dict)
 
     def reading(
         self,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source, every_position, part_of, stream
-from mixer_probe.core.accumulator import Accumulator, held
+from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.frame import Frame
@@ -152,7 +152,7 @@ def extremes(
 
 
 @dataclass(eq=False)
-class _Kept:
+class _Top:
     value: Annotated[Tensor, "rank", "channel"]
     index: Annotated[Tensor, "rank", "channel"]
     position: Annotated[Tensor, "rank", "channel"]
@@ -166,9 +166,9 @@ class RunningTop(Accumulator):
 
     k: int = 9
     lowest: bool = False
-    n: int = held(0)
-    non_finite: int = held(0)
-    _kept: _Kept | None = held(None)
+    n: int = state_field(0)
+    non_finite: int = state_field(0)
+    _kept: _Top | None = state_field(None)
 
     def _what(self) -> str:
         return f"the {self.k} {'lowest' if self.lowest else 'highest'}"
@@ -204,7 +204,7 @@ class RunningTop(Accumulator):
             shape = (self.k, value.shape[1])
             empty = torch.full(shape, _EMPTY, device=value.device)
             lowest = torch.full_like(value[:1], -torch.inf).expand(shape)
-            kept = _Kept(lowest, empty, torch.full_like(empty, -1))
+            kept = _Top(lowest, empty, torch.full_like(empty, -1))
         device = kept.value.device
         value = torch.cat([kept.value, value.to(device)])
         index = torch.cat([kept.index, index.to(device)])
@@ -214,7 +214,7 @@ class RunningTop(Accumulator):
         order = order.gather(
             0, value.gather(0, order).argsort(dim=0, descending=True, stable=True)
         )[: self.k]
-        self._kept = _Kept(*(part.gather(0, order) for part in (value, index, position)))
+        self._kept = _Top(*(part.gather(0, order) for part in (value, index, position)))
 
     def compute(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values, indices of images and positions, [channel, k], the most extreme first; fewer than

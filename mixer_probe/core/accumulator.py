@@ -26,7 +26,7 @@ class Accumulator(ABC):
     """Base of everything that adds up over images; more may follow a result.
 
     Subclasses are dataclasses. Arguments of the constructor are settings; what is added up is
-    declared by `held`. Tensors and arrays name their `dimensions`."""
+    declared by `state_field`. Tensors and arrays name their `dimensions`."""
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> Any:
@@ -66,7 +66,7 @@ class Accumulator(ABC):
         vars(self).update(vars(found))
 
 
-def held(start: Any) -> Any:
+def state_field(start: Any) -> Any:
     """A field that is added up, with its value before the first batch, or a function that makes
     it."""
     if callable(start):

@@ -1,7 +1,7 @@
 """How much is computed at once, and whether it fits into the machine's memory.
 
-Budgets are in bytes. They are the same on every machine, lest the order of additions, and with it
-the last digits of a result, depend on where it was computed.
+Budgets are in bytes. Those of steps are the same on every machine, so that the order of additions,
+and with it the last digits of a result, does not depend on it. What is refused does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORKING = 2**26
 # fewer numbers do not fill.
 LARGE = 2**29
 # Held while more is computed with it: as much is left beside a network on a machine of 8 GiB.
-HELD = 2**31
+RESIDENT = 2**31
 # One thing that an exact form of a computation cannot do without: beyond this, another form is
 # taken or none.
 MOST = 2**32

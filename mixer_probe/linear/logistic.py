@@ -22,7 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError, UnconvergedWarning
-from mixer_probe.core.memory import HELD, at_once
+from mixer_probe.core.memory import RESIDENT, at_once
 from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import check_seed, checked
 from mixer_probe.linear.classifier import (
@@ -331,7 +331,7 @@ def _paths(
         if (
             groups
             and groups[-1][0].shape == X.shape
-            and len(groups[-1]) < at_once(4 * n * min(n, p), HELD)
+            and len(groups[-1]) < at_once(4 * n * min(n, p), RESIDENT)
         ):
             groups[-1].append(X)
         else:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.core.accumulator import Accumulator, held
+from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.linear.classifier import check_two
 from mixer_probe.linear.ridge import Ridge, checked_penalties, default_l2, eigen, gram
@@ -43,13 +43,13 @@ class RidgeMoments(Accumulator):
     Sums are about the origin `_shift`, the mean of the first block: of features by class, and of x
     x'."""
 
-    classes: Annotated[np.ndarray, "class"] = held(partial(np.zeros, 0, np.int64))
-    counts: Annotated[np.ndarray, "class"] = held(partial(np.zeros, 0))
+    classes: Annotated[np.ndarray, "class"] = state_field(partial(np.zeros, 0, np.int64))
+    counts: Annotated[np.ndarray, "class"] = state_field(partial(np.zeros, 0))
     # The smallest relative difference that the features can show.
-    _eps: float = held(0.0)
-    _shift: Annotated[Tensor | None, "p"] = held(None)
-    _by_class: Annotated[Tensor, "class", "p"] = held(partial(torch.empty, 0, 0))
-    _outer: Annotated[Tensor, "p", "p"] = held(partial(torch.empty, 0, 0))
+    _eps: float = state_field(0.0)
+    _shift: Annotated[Tensor | None, "p"] = state_field(None)
+    _by_class: Annotated[Tensor, "class", "p"] = state_field(partial(torch.empty, 0, 0))
+    _outer: Annotated[Tensor, "p", "p"] = state_field(partial(torch.empty, 0, 0))
 
     @property
     def n(self) -> int:

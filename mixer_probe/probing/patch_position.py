@@ -32,7 +32,7 @@ from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, Piece, as_source, part_of, stream
-from mixer_probe.core.accumulator import Accumulator, held
+from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.core.frame import Frame
@@ -236,10 +236,10 @@ class PositionMoments(Accumulator):
     costs no digits."""
 
     places: Annotated[np.ndarray, "position", "coordinate"]
-    shift: Annotated[Tensor | None, "channel"] = held(None)
-    n: int = held(0)
-    _sums: Annotated[Tensor | None, "position", "channel"] = held(None)
-    _outer: Annotated[Tensor | None, "channel", "channel"] = held(None)
+    shift: Annotated[Tensor | None, "channel"] = state_field(None)
+    n: int = state_field(0)
+    _sums: Annotated[Tensor | None, "position", "channel"] = state_field(None)
+    _outer: Annotated[Tensor | None, "channel", "channel"] = state_field(None)
 
     def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(sums by position [S, C], scatter [C, C]) of tokens `x` [image, S, C] about the shift,
@@ -324,8 +324,8 @@ class GroupedMoments(Accumulator):
     group k mod `GROUPS`."""
 
     places: np.ndarray
-    total: PositionMoments = held(None)
-    groups: list[PositionMoments] = held(list)
+    total: PositionMoments = state_field(None)
+    groups: list[PositionMoments] = state_field(list)
 
     def __post_init__(self) -> None:
         self.total, *self.groups = (PositionMoments(self.places) for _ in range(1 + GROUPS))

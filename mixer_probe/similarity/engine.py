@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.core.memory import HELD, LARGE, MOST, at_once, check_fits, room, slices
+from mixer_probe.core.memory import LARGE, MOST, RESIDENT, at_once, check_fits, room, slices
 from mixer_probe.core.progress import task
 from mixer_probe.similarity.alignment import CKA_NAMES, Method, ratio
 from mixer_probe.similarity.allpairs import (
@@ -117,7 +117,7 @@ def choose(
     n, widest = a.n, max(*a.channels, *b.channels)
     # Gram matrices of 8,757 images, and moments of layers of 16,384 features.
     gram_needs, moments_need = max(gram_bytes(n, 1), 8 * n * widest), 8 * widest**2
-    gram_fits, moments_fit = gram_needs <= room(MOST), moments_need <= room(HELD)
+    gram_fits, moments_fit = gram_needs <= room(MOST), moments_need <= room(RESIDENT)
     chosen: Method = method
     if method == "auto" and settings.kernel == "rbf":
         chosen = "gram"
@@ -139,7 +139,7 @@ def choose(
     if chosen == "moments":
         what = f"moments of layers with {widest} features"
         instead = "average positions (reduce='mean', grid=7), or take method='gram' or 'minibatch'"
-        check_fits(moments_need, what, instead, MeasureError, HELD)
+        check_fits(moments_need, what, instead, MeasureError, RESIDENT)
     if chosen == "minibatch" and (settings.estimator == "biased" or settings.kernel == "rbf"):
         raise MeasureError(
             "the minibatch estimator is unbiased linear CKA only: a biased HSIC, or a kernel with "
@@ -366,4 +366,4 @@ def _layers_at_a_time(measure: Measure, a: LayerFeatures, b: LayerFeatures, keep
     what = f"{measure.label}: two layers with {n} images and {widest} features"
     instead = f"take at most {int(most)} images, average the positions, or take linear CKA"
     check_fits(2 * one, what, instead, MeasureError, 2 * MOST)
-    return at_once(2 * 8 * n * (_COPIES * width + (widest if keep else 0)), HELD)
+    return at_once(2 * 8 * n * (_COPIES * width + (widest if keep else 0)), RESIDENT)

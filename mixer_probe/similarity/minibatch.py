@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.core.accumulator import Accumulator, held
+from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.validate import checked
@@ -59,10 +59,10 @@ class MinibatchCKA(Accumulator):
 
     permutations: int = 100
     seed: int = 0
-    left_out: int = held(0)
-    _widths: tuple[dict[str, int], dict[str, int]] = held(lambda: ({}, {}))
-    _found: list[_Batch] = held(list)
-    _null: Annotated[Tensor | None, "permutation", "layer_a", "layer_b"] = held(None)
+    left_out: int = state_field(0)
+    _widths: tuple[dict[str, int], dict[str, int]] = state_field(lambda: ({}, {}))
+    _found: list[_Batch] = state_field(list)
+    _null: Annotated[Tensor | None, "permutation", "layer_a", "layer_b"] = state_field(None)
 
     def __post_init__(self) -> None:
         check_permutations(self.permutations)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.core.accumulator import Accumulator, held
+from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.memory import slices
 from mixer_probe.core.validate import checked
@@ -54,9 +54,9 @@ class StreamingCKA(Accumulator):
     seed: int = 0
     _: KW_ONLY
     hold: bool = True
-    _widths: tuple[Widths, Widths] = held(lambda: ({}, {}))
-    _moments: Moments | None = held(None)
-    _sample: Sample = held(None)
+    _widths: tuple[Widths, Widths] = state_field(lambda: ({}, {}))
+    _moments: Moments | None = state_field(None)
+    _sample: Sample = state_field(None)
 
     def __post_init__(self) -> None:
         self._sample = Sample(SAMPLE if self.keep is None else self.keep, self.seed)
@@ -170,8 +170,8 @@ class Sample:
 
     keep: int
     seed: int
-    _keys: Annotated[np.ndarray, "image"] = held(partial(np.zeros, 0))
-    _rows: Annotated[tuple[Tensor, Tensor] | None, "side", "image", "feature"] = held(None)
+    _keys: Annotated[np.ndarray, "image"] = state_field(partial(np.zeros, 0))
+    _rows: Annotated[tuple[Tensor, Tensor] | None, "side", "image", "feature"] = state_field(None)
 
     def __post_init__(self) -> None:
         # Has place for `keep` images; `_rows` is its beginning.

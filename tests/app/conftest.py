@@ -59,3 +59,19 @@ def parameter(page: AppTest, name: str) -> str | None:
     Streamlit did."""
     found = page.query_params.get(name)
     return found[0] if isinstance(found, list) else found
+
+
+def texts(page: AppTest) -> str:
+    """Everything that is written on a page, without the backslashes that keep it plain."""
+    kinds = (
+        page.title,
+        page.header,
+        page.subheader,
+        page.markdown,
+        page.caption,
+        page.info,
+        page.warning,
+        page.error,
+        page.success,
+    )
+    return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")

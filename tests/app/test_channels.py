@@ -17,13 +17,12 @@ from mixer_probe_app import channel_charts as charts
 from mixer_probe_app import history
 from mixer_probe_app.channels import missing_labels
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
 from mixer_probe.channels import ClassSelectivity, auroc_of
 from mixer_probe.images import Images
-from tests.app.conftest import Open, parameter
+from tests.app.conftest import Open, parameter, texts
 
 MIXER, VIT, CNN = "zoo:mixer-s0", "zoo:vit-s0", "test_resnet?untrained"
 PAGE, N = "pages/Channels.py", "100"
@@ -42,21 +41,6 @@ def run_of(name: str) -> Representations:
 @cache
 def told(name: str = MIXER) -> ClassSelectivity:
     return mp.class_selectivity(run_of(name))
-
-
-def texts(page: AppTest) -> str:
-    """Everything that is written on a page, without the backslashes that keep it plain."""
-    kinds = (
-        page.title,
-        page.header,
-        page.markdown,
-        page.caption,
-        page.info,
-        page.warning,
-        page.error,
-        page.success,
-    )
-    return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
 def best_for(name: str, layer: str) -> tuple[int, float]:

@@ -22,7 +22,7 @@ import mixer_probe as mp
 from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import Images, PatchShuffle, distort
 from mixer_probe.models import Model
-from tests.app.conftest import Open, parameter
+from tests.app.conftest import Open, parameter, texts
 
 PAGE = "pages/Image.py"
 MIXER, VIT, CNN = "zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"
@@ -38,19 +38,6 @@ def images() -> Images:
 @pytest.fixture(scope="module")
 def networks() -> dict[str, Model]:
     return {name: mp.load_model(name) for name in (MIXER, CNN)}
-
-
-def texts(page: AppTest) -> str:
-    kinds = (
-        page.header,
-        page.subheader,
-        page.markdown,
-        page.caption,
-        page.info,
-        page.warning,
-        page.error,
-    )
-    return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
 def charts(page: AppTest) -> list[Any]:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from mixer_probe_app import local_files
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
-from tests.app.conftest import APP, Open
+from tests.app.conftest import APP, Open, texts
 
 MIXER, VIT, CNN = "mixer_s32_224?untrained", "test_vit?untrained", "test_resnet?untrained"
 MODELS = {
@@ -25,21 +24,6 @@ MODELS = {
     "Report": [VIT],
 }
 TITLES = {"Token_mixing": "Token mixing", "Stem": "Stem and kernels"}
-
-
-def texts(page: AppTest) -> str:
-    """Everything that is written on a page, without the backslashes that keep it plain."""
-    kinds = (
-        page.title,
-        page.header,
-        page.subheader,
-        page.markdown,
-        page.caption,
-        page.info,
-        page.warning,
-        page.error,
-    )
-    return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
 def test_all_pages_are_tested() -> None:

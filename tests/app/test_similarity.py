@@ -13,28 +13,15 @@ import pytest
 from mixer_probe_app import charts, data, local_files
 from mixer_probe_app import similarities as sim
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
-from mixer_probe.similarity import LayerMatches, SimilarityMatrix, best_matches
-from tests.app.conftest import Open, parameter
+from mixer_probe.similarity import LayerMatches, best_matches
+from tests.app.conftest import Open, parameter, texts
+from tests.similarity.features import undefined_matrix
 
 MIXER, VIT, CNN = "zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"
 PAGE = "pages/Similarity.py"
-
-
-def texts(page: AppTest) -> str:
-    kinds = (
-        page.title,
-        page.subheader,
-        page.markdown,
-        page.caption,
-        page.info,
-        page.warning,
-        page.error,
-    )
-    return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
 @pytest.fixture(scope="module")
@@ -154,31 +141,6 @@ def test_classes_with_enough_images_are_compared_alone(open_page: Open) -> None:
 
 def test_an_undefined_matrix_is_drawn() -> None:
     assert charts.heatmap(undefined_matrix(), path=True).to_dict()["layer"]
-
-
-def undefined_matrix() -> SimilarityMatrix:
-    from mixer_probe.similarity.matrix import plain_layers
-
-    a, b = plain_layers({"a": 2, "b": 2}), plain_layers({"c": 2})
-    nothing = np.full((2, 1), np.nan)
-    return SimilarityMatrix(
-        nothing,
-        a,
-        b,
-        None,
-        None,
-        None,
-        "cka",
-        "unbiased",
-        "linear",
-        3,
-        (2, 2),
-        (2,),
-        None,
-        "gram",
-        "mean",
-        0,
-    )
 
 
 def test_the_heatmap_marks_the_cell_and_takes_clicks(reps: dict[str, Representations]) -> None:

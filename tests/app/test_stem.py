@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
-from tests.app.conftest import Open, parameter
+from tests.app.conftest import Open, parameter, texts
 
 PAGE = "pages/Stem.py"
 MIXER, VIT, CNN = "zoo:mixer-s0", "test_vit?untrained", "test_resnet?untrained"
@@ -19,21 +19,6 @@ def load(name: str) -> mp.Model:
     return mp.load_model(
         name.removesuffix("?untrained"), pretrained=not name.endswith("?untrained"), device="cpu"
     )
-
-
-def texts(page: AppTest) -> str:
-    """Everything that is written, without the backslashes that keep it plain."""
-    kinds = (
-        page.title,
-        page.header,
-        page.subheader,
-        page.markdown,
-        page.caption,
-        page.info,
-        page.warning,
-        page.error,
-    )
-    return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
 def fine(page: AppTest) -> None:

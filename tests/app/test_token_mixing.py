@@ -12,7 +12,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
-from tests.app.conftest import Open, parameter
+from tests.app.conftest import Open, parameter, texts
 
 PAGE = "pages/Token_mixing.py"
 ZOO = "zoo:mixer-s0"
@@ -26,21 +26,6 @@ def zoo() -> mp.Model:
 @pytest.fixture(scope="module")
 def units(zoo: mp.Model) -> mp.weights.TokenMixing:
     return mp.token_mixing(zoo)
-
-
-def texts(page: AppTest) -> str:
-    """Everything that is written, without the backslashes that keep it plain."""
-    kinds = (
-        page.title,
-        page.header,
-        page.subheader,
-        page.markdown,
-        page.caption,
-        page.info,
-        page.warning,
-        page.error,
-    )
-    return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
 def fine(page: AppTest) -> None:

@@ -24,13 +24,10 @@ from mixer_probe.core.errors import StoreError
 from mixer_probe.models import Model
 from tests.capture.test_integrity import numbers
 from tests.capture.test_store import Source
+from tests.helpers.interrupt import Killed, ending
 from tests.networks import CASES
 
 OPTIONS: dict[str, Any] = {"layers": "blocks", "batch_size": 2}
-
-
-class Killed(BaseException):
-    """The process ends here."""
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +78,7 @@ def test_a_run_that_ends_at_any_moment_goes_on_to_the_same_numbers(
     for moment in range(0, 1000, 7):
         out = tmp_path / str(moment) / "run"
         with monkeypatch.context() as patch:
-            left = [moment]
-
-            def counted(work: Any, left: list[int] = left) -> Any:
-                def call(*arguments: Any, **options: Any) -> Any:
-                    left[0] -= 1
-                    if left[0] < 0:
-                        raise error
-                    return work(*arguments, **options)
-
-                return call
-
+            counted = ending(moment, error)
             for owner, name, work in _everything(counted):
                 patch.setattr(owner, name, work)
             if isinstance(error, Killed):
@@ -127,6 +114,7 @@ import mixer_probe.capture.store as store
 from mixer_probe.capture import extract
 from mixer_probe.core.errors import StoreError
 from tests.capture.test_store import Source
+from tests.helpers.interrupt import Killed, ending
 from tests.networks import CASES
 
 out, stop = Path(sys.argv[1]), int(sys.argv[2])

@@ -51,7 +51,7 @@ def test_a_gpu_takes_larger_steps_than_a_cache() -> None:
 
 
 def test_budgets_ascend() -> None:
-    budgets = [memory.CACHE, memory.WORKING, memory.LARGE, memory.HELD, memory.MOST]
+    budgets = [memory.CACHE, memory.WORKING, memory.LARGE, memory.RESIDENT, memory.MOST]
     assert budgets == sorted(set(budgets))
 
 

@@ -8,7 +8,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +20,7 @@ from mixer_probe.core.errors import StoreError
 from mixer_probe.core.skipped import Skipped
 from mixer_probe.report import export_report, make_sections
 from mixer_probe.report.export import exporting
+from tests.helpers.interrupt import Killed, ending
 from tests.networks import CASES
 from tests.tiny import tiny_models
 
@@ -75,10 +75,6 @@ def test_no_place_and_no_result_are_errors(tmp_path: Path) -> None:
 
 
 # -- one report after another ----------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """The process ends here."""
 
 
 def report(out: Path, *names: str) -> None:
@@ -154,17 +150,7 @@ def test_killed_at_any_moment_pictures_of_two_reports_are_never_together(
         out = tmp_path / str(moment)
         report(out, "old", "gone")
         with monkeypatch.context() as patch:
-            left = [moment]
-
-            def counted(work: Any, left: list[int] = left) -> Any:
-                def call(*arguments: Any, **options: Any) -> Any:
-                    left[0] -= 1
-                    if left[0] < 0:
-                        raise Killed
-                    return work(*arguments, **options)
-
-                return call
-
+            counted = ending(moment, Killed())
             for owner, name in (
                 (os, "replace"),
                 (Path, "rename"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from mixer_probe.similarity import SimilarityMatrix
+from mixer_probe.similarity.matrix import plain_layers
+
 
 def notebook_features() -> tuple[np.ndarray, np.ndarray]:
     """Those of the demo notebook of Kornblith et al. 2019."""
@@ -27,3 +30,26 @@ def shifted_features(
     random = np.random.default_rng(seed)
     X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p) + random.normal(size=p)
     return X, np.tanh(X @ random.normal(size=(p, q)) / p + random.normal(size=(n, q)))
+
+
+def undefined_matrix() -> SimilarityMatrix:
+    """CKA of two layers with one, of three images, which is not defined."""
+    a, b = plain_layers({"a": 2, "b": 2}), plain_layers({"c": 2})
+    return SimilarityMatrix(
+        np.full((2, 1), np.nan),
+        a,
+        b,
+        None,
+        None,
+        None,
+        "cka",
+        "unbiased",
+        "linear",
+        3,
+        (2, 2),
+        (2,),
+        None,
+        "gram",
+        "mean",
+        0,
+    )

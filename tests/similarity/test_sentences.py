@@ -17,8 +17,8 @@ from mixer_probe.similarity.findings import (
     pair_sentences,
     value_text,
 )
-from mixer_probe.similarity.matrix import plain_layers
 from tests.similarity.conftest import MakeReps
+from tests.similarity.features import undefined_matrix
 
 
 def pair(make_reps: MakeReps, measure: str) -> SimilarityMatrix:
@@ -80,26 +80,7 @@ def test_nothing_is_said_of_a_network_with_itself(make_reps: MakeReps) -> None:
 
 
 def test_no_sentence_where_nothing_is_defined() -> None:
-    layers = plain_layers({"a": 2, "b": 2}), plain_layers({"c": 2})
-    nothing = np.full((2, 1), np.nan)
-    given = (
-        nothing,
-        *layers,
-        None,
-        None,
-        None,
-        "cka",
-        "unbiased",
-        "linear",
-        3,
-        (2, 2),
-        (2,),
-        None,
-        "gram",
-        "mean",
-        0,
-    )
-    matrix = SimilarityMatrix(*given)
+    matrix = undefined_matrix()
     matches = best_matches(matrix)
     assert matches.least_similar is None
     assert difference_sentence(matrix, matches) == correspondence_sentence(matches) == ""
