@@ -11,6 +11,7 @@ from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import MeasureError, closest
 from mixer_probe.cost.analyses import ROOM as COST
 from mixer_probe.invariance.analyses import ROOM as INVARIANCE
+from mixer_probe.mixing.analyses import ROOM as MIXING
 from mixer_probe.probing.analyses import ROOM as PROBING
 from mixer_probe.similarity.analyses import ROOM as SIMILARITY
 from mixer_probe.visualization.analyses import ROOM as VISUALIZATION
@@ -18,6 +19,7 @@ from mixer_probe.weights.analyses import ROOM as WEIGHTS
 
 ROOMS: list[Room] = [
     WEIGHTS,
+    MIXING,
     COST,
     SIMILARITY,
     PROBING,

@@ -62,6 +62,7 @@ _PACKAGES = (
     "invariance",
     "visualization",
     "cost",
+    "mixing",
     "study",
     "report",
 )

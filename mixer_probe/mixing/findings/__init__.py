@@ -1,0 +1,1 @@
+"""Sentences on results of this room, each with its numbers, intervals and nulls."""

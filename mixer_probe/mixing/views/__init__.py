@@ -1,0 +1,1 @@
+"""Results of this room as sections of a report: sentences, figures and tables."""
