@@ -289,26 +289,28 @@ class Structure:
     def parts(self, run: BlockRun, names: Sequence[str]) -> list[tuple[str, int]]:
         """(module path, call) of what runs in one call of a block under these names; a module that
         blocks share included."""
-        found = []
-        for name in names:
-            try:
-                module = run.block.module.get_submodule(name)
-            except AttributeError:
-                continue
-            path = self._paths.get(id(module), "")
-            # A switched-off part of timm's mobile blocks is an Identity: it exists and mixes
-            # nothing. Swin's drop_path1 is one by design: there it stands for the branch that ends
-            # in it.
-            if path in self._counts and (
-                not isinstance(module, nn.Identity) or path.endswith("drop_path1")
-            ):
-                calls = range(self._counts[path])
-                found += [
-                    (path, call)
-                    for call in calls
-                    if run.start < self._order(path, call) <= run.order
-                ]
-        return found
+        # A switched-off part of timm's mobile blocks is an Identity: it exists and mixes nothing.
+        # Swin's drop_path1 is one by design: there it stands for the branch that ends in it.
+        return [
+            (path, call)
+            for name in names
+            for path, call in self.calls(run, name)
+            if not isinstance(self._modules[path], nn.Identity) or path.endswith("drop_path1")
+        ]
+
+    def calls(self, run: BlockRun, name: str) -> list[tuple[str, int]]:
+        """(module path, call) of the calls of the module `name` of a block in one call of the
+        block; none where it does not exist or does not run."""
+        try:
+            module = run.block.module.get_submodule(name)
+        except AttributeError:
+            return []
+        path = self._paths.get(id(module), "")
+        return [
+            (path, call)
+            for call in range(self._counts.get(path, 0))
+            if run.start < self._order(path, call) <= run.order
+        ]
 
     def _first(
         self, names: Sequence[str], before: float = math.inf, after: float = -1
@@ -384,6 +386,10 @@ class Structure:
                 f"for {calls}"
             )
         return self._read(path, int(call or 0), "other")
+
+    def at(self, path: str, call: int) -> Layer:
+        """The layer of one call of a module; raises LayerError as `find` does."""
+        return self.find(self._name(path, call))
 
     def select(self, layers: str | Sequence[str]) -> tuple[Layer, ...]:
         """Layers by name, glob ('*' stays inside one dotted part, '**' does not), kind, or the
