@@ -286,6 +286,7 @@ def _shifted(w: World) -> Any:
 ALONE: dict[str, Alone] = {
     "anatomy": lambda w: mp.anatomy(w.model),
     "as_convolution": _convolved,
+    "attention_distance": lambda w: mp.attention_distance(w.model, w.images),
     "attribute": lambda w: mp.attribute(w.model, w.images, "gradcam", target="labels"),
     "channel_statistics": lambda w: mp.channel_statistics(w.model, w.images),
     "cka": lambda w: mp.cka(w.reps["blocks.0"], w.reps["blocks.1"]),
@@ -374,6 +375,8 @@ ALONE: dict[str, Alone] = {
         w.model, w.images, BLUR, **NO_DRAWS
     ),
     "invariance.standard_distortions": lambda w: mp.invariance.standard_distortions(w.model),
+    "mixing.attention_maps": lambda w: mp.mixing.attention_maps(w.model, w.images, "blocks.1"),
+    "mixing.branch_ends": lambda w: mp.mixing.branch_ends(w.model),
     "models.describe": lambda w: mp.models.describe(w.model),
     "probing.confusion_matrix": lambda w: mp.probing.confusion_matrix(
         mp.linear_probe(*w.runs, l2=[1.0])
@@ -409,7 +412,11 @@ ALONE: dict[str, Alone] = {
     "weights.token_matrices": lambda w: mp.weights.token_matrices(w.model),
 }
 # Rows of another network than the Mixer.
-CASE = {"position_embeddings": "vit"}
+CASE = {
+    "attention_distance": "vit",
+    "mixing.attention_maps": "vit",
+    "position_embeddings": "vit",
+}
 # What depends on a network's architecture alone: the same after every change.
 ARCHITECTURE = {
     "attribution.allowed_methods",
@@ -421,6 +428,7 @@ ARCHITECTURE = {
     "cost.head_parameters",
     "cost.peak_activation_bytes",
     "invariance.own_grid",
+    "mixing.branch_ends",
     "weights.dependence",
 }
 # Walked in the row of another.

@@ -1,6 +1,23 @@
 """Spatial mixing: from where each layer of a Mixer, ViT or CNN reads, what its blocks do to the
 residual stream, and what depends on them."""
 
+from mixer_probe.mixing.attention import (
+    AttentionDistance,
+    AttentionMaps,
+    attention_distance,
+    attention_maps,
+)
+from mixer_probe.mixing.branches import Branches, branch_ends
+from mixer_probe.mixing.high_norm import HighNormTokens
 from mixer_probe.mixing.settings import MixingSettings
 
-__all__ = ["MixingSettings"]
+__all__ = [
+    "AttentionDistance",
+    "AttentionMaps",
+    "Branches",
+    "HighNormTokens",
+    "MixingSettings",
+    "attention_distance",
+    "attention_maps",
+    "branch_ends",
+]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mixer_probe.capture import Inputs
-from mixer_probe.core.analysis import Room
+from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.images import Images
-from mixer_probe.mixing import MixingSettings
+from mixer_probe.mixing import AttentionDistance, MixingSettings, attention_distance
+from mixer_probe.mixing.views.attention import attention_section
 
 
 def settings(i: Inputs) -> MixingSettings:
@@ -32,4 +33,28 @@ def decided_by(i: Inputs) -> Mapping[str, Any]:
     return {"images": i.images, "settings": settings(i)}
 
 
-ROOM = Room("mixing", "analysis of mixing", MeasureError, analyses=(), views=())
+def attention(i: Inputs) -> Iterator[AttentionDistance]:
+    """How far heads attend, and tokens of large norm."""
+    s = settings(i)
+    yield attention_distance(i.model, reading_images(i), batch_size=s.batch_size)
+
+
+ATTENTION = Analysis(
+    "attention",
+    "attention distance",
+    "How far does each head attend, and which tokens have a large norm?",
+    (AttentionDistance,),
+    attention,
+    needs="images",
+    families=("vit",),
+    baseline=True,
+    decided_by=decided_by,
+)
+
+ROOM = Room(
+    "mixing",
+    "analysis of mixing",
+    MeasureError,
+    analyses=(ATTENTION,),
+    views=(View(AttentionDistance, attention_section),),
+)

@@ -246,7 +246,11 @@ def test_every_kind_of_result_has_a_section_or_is_part_of_another() -> None:
         for kind in module._KINDS.values()
         if issubclass(kind, Result) and kind.__module__.startswith("mixer_probe.")
     }
-    assert {kind.__name__ for kind in kinds - shown} == {"StemComponents", "TopImages"}
+    assert {kind.__name__ for kind in kinds - shown} == {
+        "AttentionMaps",
+        "StemComponents",
+        "TopImages",
+    }
 
 
 @pytest.fixture(scope="module")
