@@ -5,6 +5,7 @@ value projection, the skip connection and the MLPs: the Jacobian does (`spatial_
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from mixer_probe.capture.positions import positions_and_prefix
 from mixer_probe.core.errors import LayerError, MeasureError, closest
 from mixer_probe.core.frame import Frame
 from mixer_probe.core.hooks import Call
-from mixer_probe.core.memory import LARGE, at_once
+from mixer_probe.core.memory import WORKING, at_once
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.mixing.estimates import PerBlock, PerHead, estimate
@@ -256,23 +257,25 @@ class _Reader:
     def _reduce(self, k: int, maps: Tensor) -> None:
         """One batch of maps [image, window, head, token, token] of attention k."""
         attention = self.attentions[k]
-        prefix = attention.layer.prefix_tokens
-        to_prefix, patches = patches_of(maps, prefix)
-        distances = self._distances[k].to(maps.dtype)
-        self._add("distance", k, torch.einsum("bwhij,ij->bwhi", patches, distances))
-        self._add("entropy", k, torch.special.entr(patches).sum(-1))
+        prefix, distances = attention.layer.prefix_tokens, self._distances[k].to(maps.dtype)
+        to_prefix, patches, total = split_prefix(maps, prefix)
+        # Of renormalised rows a / t, without making them.
+        self._add("distance", k, torch.einsum("bwhij,ij->bwhi", patches, distances) / total)
+        self._add("entropy", k, torch.special.entr(patches).sum(-1) / total + total.log())
         self._add("prefix", k, to_prefix if prefix else torch.full_like(to_prefix, torch.nan))
-        total = coarse(patches.mean((1, 2)), attention.grid).double().sum(0)
-        self.sums[k] = self.sums[k] + total if k in self.sums else total
+        weights = (1 / total).nan_to_num() / math.prod(maps.shape[1:3])
+        mean = torch.einsum("bwhij,bwhi->ij", patches, weights) / len(maps)
+        found = coarse(mean, attention.grid).double() * len(maps)
+        self.sums[k] = self.sums[k] + found if k in self.sums else found
         # Differential attention subtracts one map of a head from another.
         self.rolls = self.rolls and maps.shape[2] == attention.heads
         if self.rolls:
-            step = maps[:, 0].mean(1)
-            step = (step + torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)) / 2
+            step = maps[:, 0].mean(1) / 2
+            step.diagonal(dim1=1, dim2=2).add_(0.5)
             self._rolled = step if k == 0 else step @ self._rolled
-            _, rolled = patches_of(self._rolled, prefix)
-            found = torch.einsum("bij,ij->bi", rolled, distances)
-            self.values["rollout"][k].append(found.double().nanmean(-1))
+            _, rolled, total = split_prefix(self._rolled, prefix)
+            far = torch.einsum("bij,ij->bi", rolled, distances) / total
+            self.values["rollout"][k].append(far.double().nanmean(-1))
 
     def _add(self, name: str, k: int, found: Tensor) -> None:
         """Values [image, window, head, query] as means over windows and queries."""
@@ -283,15 +286,22 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def split_prefix(maps: Tensor, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention [..., token, token] as that of every patch to prefix tokens [..., patch], to the
+    patches [..., patch, patch], and the sum of the latter, NaN where a row has none."""
+    rows = maps[..., prefix:, :]
+    patches = rows[..., prefix:]
+    total = patches.sum(-1)
+    return rows[..., :prefix].sum(-1), patches, torch.where(total > 0, total, torch.nan)
+
+
 def patches_of(maps: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """(attention of every patch to prefix tokens [..., patch], attention [..., patch, patch] with
     rows that sum to 1) of attention [..., token, token].
 
     A row without any attention to patches is NaN."""
-    rows = maps[..., prefix:, :]
-    patches = rows[..., prefix:]
-    total = patches.sum(-1, keepdim=True)
-    return rows[..., :prefix].sum(-1), patches / torch.where(total > 0, total, torch.nan)
+    to_prefix, patches, total = split_prefix(maps, prefix)
+    return to_prefix, patches / total[..., None]
 
 
 def _grid(layer: Layer) -> tuple[int, int]:
@@ -424,7 +434,7 @@ def _pass(model: Model, images: ImageSource | Tensor, reader: _Reader, batch_siz
         reader.paths,
         reader.after,
         reader.before,
-        batch_size=min(batch_size, at_once(bytes_each, LARGE)),
+        batch_size=min(batch_size, at_once(bytes_each, WORKING)),
         title=f"attention of {model.name}",
     )
     return sum(len(output) for output in passes)

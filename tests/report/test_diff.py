@@ -476,6 +476,7 @@ WITH_INTERVALS = {
     "OnlineCode": 1,
     "RandomLabels": 1,
     "PositionProbe": 1,
+    "AttentionDistance": 4,
     "AttentiveResult": 1,
     "PatchPosition": 3,
     "TargetProbe": 1,
