@@ -27,7 +27,16 @@ if TYPE_CHECKING:
         zoo,
     )
     from mixer_probe.attribution import attribute
-    from mixer_probe.capture import Representations, extract, open_run
+    from mixer_probe.capture import (
+        Representations,
+        ablate,
+        extract,
+        intervene,
+        noise,
+        open_run,
+        patch,
+        scale,
+    )
     from mixer_probe.channels import (
         channel_partners,
         channel_statistics,
@@ -74,7 +83,16 @@ _HOMES = {
         "zoo",
     ),
     "mixer_probe.attribution": ("attribute",),
-    "mixer_probe.capture": ("Representations", "extract", "open_run"),
+    "mixer_probe.capture": (
+        "Representations",
+        "ablate",
+        "extract",
+        "intervene",
+        "noise",
+        "open_run",
+        "patch",
+        "scale",
+    ),
     "mixer_probe.channels": (
         "channel_partners",
         "channel_statistics",
@@ -110,6 +128,7 @@ __all__ = [
     "Model",
     "Representations",
     "__version__",
+    "ablate",
     "anatomy",
     "as_convolution",
     "attention_distance",
@@ -126,6 +145,7 @@ __all__ = [
     "dissect",
     "extract",
     "images",
+    "intervene",
     "invariance",
     "kernel_tying",
     "linear_probe",
@@ -136,11 +156,14 @@ __all__ = [
     "load_results",
     "mixing",
     "models",
+    "noise",
     "open_run",
+    "patch",
     "position_embeddings",
     "probing",
     "report",
     "save_results",
+    "scale",
     "similarity",
     "spatial_kernels",
     "stem_filters",

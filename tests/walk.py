@@ -283,6 +283,12 @@ def _shifted(w: World) -> Any:
     return mp.invariance.image_shift(w.reps, None, one, one).to_dict("list")
 
 
+def _inside(w: World, what: Any, images: Any = None) -> Any:
+    """Representations of the network with its first block changed."""
+    with mp.intervene(w.model, {"blocks.0": what}, images=images):
+        return mp.extract(w.model, w.test)
+
+
 ALONE: dict[str, Alone] = {
     "anatomy": lambda w: mp.anatomy(w.model),
     "as_convolution": _convolved,
@@ -294,8 +300,10 @@ ALONE: dict[str, Alone] = {
     "compare_models": lambda w: mp.compare_models(w.model, w.model, w.images, **NO_DRAWS),
     "dissect": lambda w: mp.dissect(w.model, w.images, class_concepts(w.images), **FEW),
     "extract": lambda w: mp.extract(w.model, w.images, "all"),
+    "intervene": lambda w: _inside(w, mp.ablate("mean"), w.images),
     "kernel_tying": lambda w: mp.kernel_tying(w.model, w.images, draws=1, components=2),
     "load_results": _saved,
+    "patch": lambda w: _inside(w, mp.patch(mp.extract(w.model, w.images, reduce="none"))),
     "position_embeddings": lambda w: mp.position_embeddings(w.model),
     "spatial_kernels": lambda w: mp.spatial_kernels(w.model, draws=19),
     "stem_filters": lambda w: mp.stem_filters(w.model),

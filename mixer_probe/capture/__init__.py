@@ -9,6 +9,16 @@ from mixer_probe.capture.hooks import (
     first_prefix_token,
     mean_over_positions,
 )
+from mixer_probe.capture.interventions import (
+    Intervention,
+    ablate,
+    fixed,
+    intervene,
+    noise,
+    patch,
+    reference_means,
+    scale,
+)
 from mixer_probe.capture.representations import Representations, RunRecord
 from mixer_probe.capture.store import open_run
 from mixer_probe.capture.stream import (
@@ -28,23 +38,31 @@ from mixer_probe.capture.stream import (
 __all__ = [
     "ImageSource",
     "Inputs",
+    "Intervention",
     "Piece",
     "Reading",
     "Reducer",
     "Representations",
     "RunRecord",
     "TensorImages",
+    "ablate",
     "as_source",
     "capture",
     "check_parts",
     "every_position",
     "extract",
     "first_prefix_token",
+    "fixed",
     "input_pictures",
+    "intervene",
     "mean_over_positions",
+    "noise",
     "open_run",
     "part_of",
+    "patch",
     "pixel_batches",
+    "reference_means",
+    "scale",
     "stream",
     "to_host",
 ]

@@ -19,6 +19,7 @@ from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.hooks import Reducer, capture
 from mixer_probe.core.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint, tensor_keys
+from mixer_probe.core.hooks import passing
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.validate import checked
@@ -230,7 +231,8 @@ def stream(
         ):
             while len(batch):
                 part = batch[:most]
-                found = _reduced(model, union, all_of, dtype, part)
+                with passing(position):
+                    found = _reduced(model, union, all_of, dtype, part)
                 if found is None:
                     # Only now is the error gone, and with it the tensors of the pass that failed.
                     most = len(part) // 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,24 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
+
+
+_first_image: ContextVar[int | None] = ContextVar("first_image", default=None)
+
+
+@contextmanager
+def passing(first: int) -> Iterator[None]:
+    """Says that the batch of the passes inside begins with the image of this index."""
+    token = _first_image.set(first)
+    try:
+        yield
+    finally:
+        _first_image.reset(token)
+
+
+def first_image() -> int | None:
+    """The index of the first image of the batch that passes, None where nobody says so."""
+    return _first_image.get()
 
 
 class Stop(BaseException):
@@ -56,18 +75,22 @@ def hooked(
     network: nn.Module,
     paths: Iterable[str],
     after: Callable[[Call], Any],
-    before: Callable[[Call], None] | None = None,
+    before: Callable[[Call], Any] | None = None,
+    identity: Callable[[], str] | None = None,
 ) -> Iterator[Passes]:
     """Calls `after` (and `before`) at every call of the modules at `paths`. What `after` returns,
-    unless None, replaces the output.
+    unless None, replaces the output, and what `before` returns the positional arguments. Hooks
+    with an `identity` are part of what the network computes: the fingerprint that this thread sees
+    depends on it.
 
     A tensor is what the module returned only until the next operation in place: keep a copy."""
     passes = Passes(network)
 
     def see_before(path: str) -> Callable[..., None]:
-        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             assert before is not None
-            before(Call(path, passes.finished[path], module, args, kwargs))
+            changed = before(Call(path, passes.finished[path], module, args, kwargs))
+            return None if changed is None else (changed, kwargs)
 
         return in_this_thread(see)
 
@@ -88,7 +111,10 @@ def hooked(
                 stack.callback(
                     module.register_forward_pre_hook(see_before(path), with_kwargs=True).remove
                 )
-            stack.callback(module.register_forward_hook(see_after(path), with_kwargs=True).remove)
+            hook = see_after(path)
+            if identity is not None:
+                hook.identity = in_this_thread(identity)  # type: ignore[attr-defined]
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield passes
 
 

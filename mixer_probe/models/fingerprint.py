@@ -88,7 +88,7 @@ def _configuration(network: nn.Module, everything: bool) -> str:
 
 def hooks(network: nn.Module) -> str:
     """sha256 over the forward hooks of all modules, which may change what they return; those of our
-    own passes left out."""
+    own passes left out, unless they have an identity (see `core.hooks.hooked`)."""
     reader = _Reader(network)
     for path, module in network.named_modules():
         for kind in _HOOKS:
@@ -96,6 +96,8 @@ def hooks(network: nn.Module) -> str:
                 if not str(getattr(hook, "__module__", "")).startswith(_PASSING):
                     reader.say(f"{path} {kind}")
                     reader.value(hook)
+                elif stated := getattr(hook, "identity", lambda: "")():
+                    reader.say(f"{path} {stated}")
     return reader.hash.hexdigest()
 
 

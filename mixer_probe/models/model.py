@@ -3,7 +3,8 @@ are from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -50,6 +51,7 @@ class Model:
     make_untrained: Callable[[], Model] | None = field(default=None, repr=False)
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
     _known: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
+    _suffix: str = field(default="", init=False, repr=False)
 
     @property
     def family(self) -> Family:
@@ -139,8 +141,23 @@ class Model:
         """What travels with every number measured on this model."""
         w = self.weights
         return ModelRecord(
-            self.name, self.family, w.trained, w.source, self.fingerprint, self.parameters, w.note
+            self.name + self._suffix,
+            self.family,
+            w.trained,
+            w.source,
+            self.fingerprint,
+            self.parameters,
+            w.note,
         )
+
+    @contextmanager
+    def renamed(self, suffix: str) -> Iterator[None]:
+        """Inside, results call the network by its name with this suffix: its layers are changed."""
+        before, self._suffix = self._suffix, self._suffix + suffix
+        try:
+            yield
+        finally:
+            self._suffix = before
 
     @plain_modes()
     def untrained(self) -> Model:
