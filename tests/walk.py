@@ -299,6 +299,7 @@ ALONE: dict[str, Alone] = {
     "class_selectivity": lambda w: mp.class_selectivity(w.reps, **FEW),
     "compare_models": lambda w: mp.compare_models(w.model, w.model, w.images, **NO_DRAWS),
     "dissect": lambda w: mp.dissect(w.model, w.images, class_concepts(w.images), **FEW),
+    "effective_receptive_field": lambda w: mp.effective_receptive_field(w.model, w.images),
     "extract": lambda w: mp.extract(w.model, w.images, "all"),
     "intervene": lambda w: _inside(w, mp.ablate("mean"), w.images),
     "kernel_tying": lambda w: mp.kernel_tying(w.model, w.images, draws=1, components=2),
@@ -385,6 +386,7 @@ ALONE: dict[str, Alone] = {
     "invariance.standard_distortions": lambda w: mp.invariance.standard_distortions(w.model),
     "mixing.attention_maps": lambda w: mp.mixing.attention_maps(w.model, w.images, "blocks.1"),
     "mixing.branch_ends": lambda w: mp.mixing.branch_ends(w.model),
+    "mixing.theoretical_field": lambda w: mp.mixing.theoretical_field(w.model),
     "models.describe": lambda w: mp.models.describe(w.model),
     "probing.confusion_matrix": lambda w: mp.probing.confusion_matrix(
         mp.linear_probe(*w.runs, l2=[1.0])
@@ -437,6 +439,7 @@ ARCHITECTURE = {
     "cost.peak_activation_bytes",
     "invariance.own_grid",
     "mixing.branch_ends",
+    "mixing.theoretical_field",
     "weights.dependence",
 }
 # Walked in the row of another.

@@ -9,15 +9,23 @@ from mixer_probe.mixing.attention import (
 )
 from mixer_probe.mixing.branches import Branches, branch_ends
 from mixer_probe.mixing.high_norm import HighNormTokens
+from mixer_probe.mixing.receptive_field import (
+    EffectiveReceptiveField,
+    effective_receptive_field,
+)
 from mixer_probe.mixing.settings import MixingSettings
+from mixer_probe.mixing.theoretical_field import theoretical_field
 
 __all__ = [
     "AttentionDistance",
     "AttentionMaps",
     "Branches",
+    "EffectiveReceptiveField",
     "HighNormTokens",
     "MixingSettings",
     "attention_distance",
     "attention_maps",
     "branch_ends",
+    "effective_receptive_field",
+    "theoretical_field",
 ]

@@ -8,9 +8,17 @@ from typing import Any
 from mixer_probe.capture import Inputs
 from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import Result
 from mixer_probe.images import Images
-from mixer_probe.mixing import AttentionDistance, MixingSettings, attention_distance
+from mixer_probe.mixing import (
+    AttentionDistance,
+    EffectiveReceptiveField,
+    MixingSettings,
+    attention_distance,
+    effective_receptive_field,
+)
 from mixer_probe.mixing.views.attention import attention_section
+from mixer_probe.mixing.views.receptive_field import receptive_field_section
 
 
 def settings(i: Inputs) -> MixingSettings:
@@ -51,10 +59,34 @@ ATTENTION = Analysis(
     decided_by=decided_by,
 )
 
+
+def receptive_fields(i: Inputs) -> list[Result]:
+    """Effective receptive fields of the stem, where it has a grid, and of every block."""
+    s = settings(i)
+    stem = [layer.name for layer in i.model.layers if layer.kind == "stem" and layer.grid]
+    options: dict[str, Any] = {"probes": s.probes, "batch_size": s.batch_size, "seed": s.seed}
+    return [effective_receptive_field(i.model, images(i), [*stem, "blocks"], **options)]
+
+
+RECEPTIVE_FIELDS = Analysis(
+    "erf",
+    "effective receptive field",
+    "On which pixels does a position depend, and how strongly?",
+    (EffectiveReceptiveField,),
+    receptive_fields,
+    needs="images",
+    baseline=True,
+    decided_by=decided_by,
+)
+
+
 ROOM = Room(
     "mixing",
     "analysis of mixing",
     MeasureError,
-    analyses=(ATTENTION,),
-    views=(View(AttentionDistance, attention_section),),
+    analyses=(ATTENTION, RECEPTIVE_FIELDS),
+    views=(
+        View(AttentionDistance, attention_section),
+        View(EffectiveReceptiveField, receptive_field_section),
+    ),
 )

@@ -42,6 +42,24 @@ REASONS: dict[str, str] = {
     "DistortionAccuracy drop": "paired shares (Tango), n = 100: 0.9, 0.8",
     "DistortionAccuracy kept": "kept, n = 200: 0.9, 0.6",
     "DistortionAccuracy agreement": SHARE,
+    **{
+        f"EffectiveReceptiveField {name}": (
+            "no case here: test_receptive_field simulates the maps of images"
+        )
+        for name in (
+            "area",
+            "area_50",
+            "area_95",
+            "area_99",
+            "centre",
+            "centre_row",
+            "centre_column",
+            "gaussian",
+            "sigma",
+            "sigma_row",
+            "sigma_column",
+        )
+    },
     "ErrorConsistency": "kappa, n = 200: 0.7, 0.6",
     "ErrorConsistency null": NULL,
     "Faithfulness": MEAN + "errors, log-normal",
