@@ -488,6 +488,7 @@ WITH_INTERVALS = {
     "Agreement": 1,
     "DistortionAccuracy": 4,
     "ArchitectureComparison": 2,
+    "EffectiveReceptiveField": 8,
     "ErrorConsistency": 1,
     "RepresentationShift": 2,
 }
