@@ -387,6 +387,9 @@ ALONE: dict[str, Alone] = {
     "mixing.attention_maps": lambda w: mp.mixing.attention_maps(w.model, w.images, "blocks.1"),
     "mixing.branch_ends": lambda w: mp.mixing.branch_ends(w.model),
     "mixing.theoretical_field": lambda w: mp.mixing.theoretical_field(w.model),
+    "mixing.class_lens": lambda w: mp.mixing.class_lens(
+        w.model, w.images, w.test, jacobian_images=3
+    ),
     "models.describe": lambda w: mp.models.describe(w.model),
     "probing.confusion_matrix": lambda w: mp.probing.confusion_matrix(
         mp.linear_probe(*w.runs, l2=[1.0])

@@ -9,6 +9,7 @@ from mixer_probe.mixing.attention import (
 )
 from mixer_probe.mixing.branches import Branches, branch_ends
 from mixer_probe.mixing.high_norm import HighNormTokens
+from mixer_probe.mixing.lens import ClassLens, class_lens
 from mixer_probe.mixing.receptive_field import (
     EffectiveReceptiveField,
     effective_receptive_field,
@@ -20,12 +21,14 @@ __all__ = [
     "AttentionDistance",
     "AttentionMaps",
     "Branches",
+    "ClassLens",
     "EffectiveReceptiveField",
     "HighNormTokens",
     "MixingSettings",
     "attention_distance",
     "attention_maps",
     "branch_ends",
+    "class_lens",
     "effective_receptive_field",
     "theoretical_field",
 ]

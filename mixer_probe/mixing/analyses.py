@@ -12,12 +12,15 @@ from mixer_probe.core.result import Result
 from mixer_probe.images import Images
 from mixer_probe.mixing import (
     AttentionDistance,
+    ClassLens,
     EffectiveReceptiveField,
     MixingSettings,
     attention_distance,
+    class_lens,
     effective_receptive_field,
 )
 from mixer_probe.mixing.views.attention import attention_section
+from mixer_probe.mixing.views.lens import lens_section
 from mixer_probe.mixing.views.receptive_field import receptive_field_section
 
 
@@ -80,13 +83,37 @@ RECEPTIVE_FIELDS = Analysis(
 )
 
 
+def lens(i: Inputs) -> Iterator[ClassLens]:
+    """The class as read from the residual stream, with fitting and test images apart."""
+    s = settings(i)
+    train, test = (part.sample(s.reading_images, s.seed) for part in i.image_parts)
+    yield class_lens(i.model, test, train, batch_size=s.batch_size, seed=s.seed)
+
+
+LENS = Analysis(
+    "lens",
+    "early reading",
+    "After which block can the class be read, by the network's own head and by others?",
+    (ClassLens,),
+    lens,
+    needs="images",
+    baseline=True,
+    labelled=True,
+    decided_by=lambda i: {**decided_by(i), "train": i.train, "seed": i.settings.seed},
+)
+
 ROOM = Room(
     "mixing",
     "analysis of mixing",
     MeasureError,
-    analyses=(ATTENTION, RECEPTIVE_FIELDS),
+    analyses=(
+        ATTENTION,
+        RECEPTIVE_FIELDS,
+        LENS,
+    ),
     views=(
         View(AttentionDistance, attention_section),
         View(EffectiveReceptiveField, receptive_field_section),
+        View(ClassLens, lens_section),
     ),
 )

@@ -86,6 +86,7 @@ _KEYS = frozenset(
         "rank",
         "target",
         "probe",
+        "reader",
         "channels",
         "distortion",
         "kind",

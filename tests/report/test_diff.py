@@ -472,6 +472,7 @@ WITH_INTERVALS = {
     "SimilarityMatrix": 1,
     "ProbeResult": 2,
     "FewShotResult": 1,
+    "ClassLens": 3,
     "ControlTask": 3,
     "OnlineCode": 1,
     "RandomLabels": 1,

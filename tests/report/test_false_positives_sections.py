@@ -26,6 +26,8 @@ from mixer_probe.cost.frontier import COSTS, AccuracyCost
 from mixer_probe.images.distortions import LowPass, PatchShuffle, Shift
 from mixer_probe.invariance import compare_architectures, error_consistency
 from mixer_probe.invariance.findings import consistency_sentences, kind_sentence, shift_sentence
+from mixer_probe.mixing.findings.lens import above_chance, lens_sentences
+from mixer_probe.mixing.lens import READERS, ClassLens
 from mixer_probe.probing import ConfusionMatrix, ProbeResult, calibration
 from mixer_probe.probing.findings import (
     calibration_sentence,
@@ -452,6 +454,45 @@ def channel_of_a_page(rng: Random, planted: bool) -> bool:
     return isinstance(page, Picture) and "responds to" in page.shows
 
 
+# -- early reading ---------------------------------------------------------------------------------
+
+
+def lens_of(rng: Random, fractions: Any) -> ClassLens:
+    """Five readers that are right on so many images [reader], alike after every layer."""
+    labels = np.arange(N) % 4
+    right = rng.random((5, LAYERS, N)) < np.asarray(fractions)[:, None, None]
+    wrong = (labels + 1 + rng.integers(0, 3, right.shape)) % 4
+    predicted, none = np.where(right, labels, wrong), ("",) * LAYERS
+    images, answers = ImagesRecord("pets", "test", N, 4, "0"), predicted[0, -1]
+    return ClassLens(
+        model=MODEL,
+        images_train=images,
+        images_test=images,
+        n_jacobian=9,
+        readers=READERS,
+        layers=layers_of(LAYERS),
+        classes=CLASSES,
+        predicted=predicted,
+        labels=labels,
+        final=answers,
+        cosine=np.full(LAYERS, 0.5),
+        no_logit_lens=none,
+        no_jacobian=none,
+    )
+
+
+def lens_reads_more(rng: Random, planted: bool) -> bool:
+    found = lens_of(rng, [0.5, 0.7 if planted else 0.5, 0.5, 0.5, 0.5])
+    return (
+        "more images" in lens_sentences(found, None)[1] or "fewer" in lens_sentences(found, None)[1]
+    )
+
+
+def lens_above_chance(rng: Random, planted: bool) -> bool:
+    found = lens_of(rng, [0.25, 0.4 if planted else 0.25, 0.25, 0.25, 0.25])
+    return bool(above_chance(found)[1].any())
+
+
 # -- similarity and reports ------------------------------------------------------------------------
 
 
@@ -527,6 +568,8 @@ ROWS: dict[Callable[[Random, bool], bool], int] = {
     most_detectors: 400,
     channels_of_pages: 400,
     channel_of_a_page: 400,
+    lens_reads_more: 200,
+    lens_above_chance: 400,
     last_layers: 400,
     replicas: 400,
     moved: 400,

@@ -32,6 +32,7 @@ from mixer_probe.invariance import (
     error_consistency,
     representation_shift,
 )
+from mixer_probe.mixing import class_lens
 from mixer_probe.report import compare_reports, export_report, narrate
 from mixer_probe.report.views import all_views
 from mixer_probe.similarity.identification import layer_identification
@@ -133,6 +134,18 @@ def probed(name: str, **options: Any) -> list[Any]:
     return [getattr(probes, name)("net", **options)]
 
 
+def read_early() -> list[Any]:
+    """A network and, as its untrained baseline, another of other weights."""
+    from tests.mixing.test_lens import network, pictures
+
+    sides = [class_lens(network(case), pictures(30, 1), pictures(24)) for case in ("vit", "mixer")]
+    first, other = sides
+    name = f"{first.model.name}?untrained"
+    baseline = replace(first.model, name=name, trained=False)
+    trained = replace(first, model=replace(first.model, trained=True))
+    return [trained, replace(other, model=baseline)]
+
+
 @cache
 def cost() -> Any:
     return model_cost(models()[0], batch_size=2, runs=3)
@@ -153,6 +166,7 @@ def set_against_accuracy() -> list[Any]:
 MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "PaperFigures": lambda: [paper_figures(models()[0], surrogates=3, shuffles=2)],
     "ConvolutionEquivalence": lambda: [convolution_equivalence(models()[0], images())],
+    "ClassLens": read_early,
     "MixerScales": lambda: [mixer_scales()],
     "ModelCost": lambda: [cost()],
     "AccuracyCost": set_against_accuracy,
