@@ -8,6 +8,7 @@ from mixer_probe.mixing.attention import (
     attention_maps,
 )
 from mixer_probe.mixing.branches import Branches, branch_ends
+from mixer_probe.mixing.frequency import FrequencyProfile, frequency_profile
 from mixer_probe.mixing.high_norm import HighNormTokens
 from mixer_probe.mixing.lens import ClassLens, class_lens
 from mixer_probe.mixing.receptive_field import (
@@ -23,6 +24,7 @@ __all__ = [
     "Branches",
     "ClassLens",
     "EffectiveReceptiveField",
+    "FrequencyProfile",
     "HighNormTokens",
     "MixingSettings",
     "attention_distance",
@@ -30,5 +32,6 @@ __all__ = [
     "branch_ends",
     "class_lens",
     "effective_receptive_field",
+    "frequency_profile",
     "theoretical_field",
 ]

@@ -14,12 +14,15 @@ from mixer_probe.mixing import (
     AttentionDistance,
     ClassLens,
     EffectiveReceptiveField,
+    FrequencyProfile,
     MixingSettings,
     attention_distance,
     class_lens,
     effective_receptive_field,
+    frequency_profile,
 )
 from mixer_probe.mixing.views.attention import attention_section
+from mixer_probe.mixing.views.frequency import frequency_section
 from mixer_probe.mixing.views.lens import lens_section
 from mixer_probe.mixing.views.receptive_field import receptive_field_section
 
@@ -83,6 +86,23 @@ RECEPTIVE_FIELDS = Analysis(
 )
 
 
+def frequencies(i: Inputs) -> list[Result]:
+    """Spatial frequencies of the residual stream."""
+    return [frequency_profile(i.model, reading_images(i), batch_size=settings(i).batch_size)]
+
+
+FREQUENCIES = Analysis(
+    "fourier",
+    "spatial frequencies",
+    "Do spatial and channel mixing raise or lower spatial frequencies?",
+    (FrequencyProfile,),
+    frequencies,
+    needs="images",
+    baseline=True,
+    decided_by=decided_by,
+)
+
+
 def lens(i: Inputs) -> Iterator[ClassLens]:
     """The class as read from the residual stream, with fitting and test images apart."""
     s = settings(i)
@@ -102,6 +122,7 @@ LENS = Analysis(
     decided_by=lambda i: {**decided_by(i), "train": i.train, "seed": i.settings.seed},
 )
 
+
 ROOM = Room(
     "mixing",
     "analysis of mixing",
@@ -109,11 +130,13 @@ ROOM = Room(
     analyses=(
         ATTENTION,
         RECEPTIVE_FIELDS,
+        FREQUENCIES,
         LENS,
     ),
     views=(
         View(AttentionDistance, attention_section),
         View(EffectiveReceptiveField, receptive_field_section),
+        View(FrequencyProfile, frequency_section),
         View(ClassLens, lens_section),
     ),
 )

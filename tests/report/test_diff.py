@@ -479,6 +479,7 @@ WITH_INTERVALS = {
     "PositionProbe": 1,
     "AttentionDistance": 4,
     "AttentiveResult": 1,
+    "FrequencyProfile": 4,
     "PatchPosition": 3,
     "TargetProbe": 1,
     "ModelCost": 1,

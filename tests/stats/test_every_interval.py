@@ -74,6 +74,10 @@ REASONS: dict[str, str] = {
         for unit in ("", "unit_")
         for fraction in (50, 90, 99)
     },
+    **{
+        f"FrequencyProfile {name}": MEAN + "errors, log-normal"
+        for name in ("profiles", "amplitude", "variance", "amplitude_change", "variance_change")
+    },
     "ModelCost": "median of times, n = 7",
     "Narrative": COPIED,
     "OnlineCode": "length of the online code, 3 orders",
