@@ -20,6 +20,7 @@ import mixer_probe
 PACKAGE = Path(mixer_probe.__file__).parent
 PATTERNS = (
     "*/findings.py",
+    "*/findings/*.py",
     "*/views.py",
     "*/views/*.py",
     "report/findings_*.py",
@@ -63,6 +64,7 @@ REASONS = {
     "channels.views.dissection.dissected_section": "names the null",
     "invariance.views.architecture_section": CAPTION,
     "invariance.views.consistency_section": CAPTION,
+    "mixing.findings.frequency.frequency_sentences": RANK,
     "probing.views.positions.attentive_section": CAPTION,
     "probing.views.positions.position_probe_section": CAPTION,
     "probing.views.probes._accuracy_picture": CAPTION,
