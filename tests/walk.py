@@ -387,6 +387,7 @@ ALONE: dict[str, Alone] = {
     "mixing.attention_maps": lambda w: mp.mixing.attention_maps(w.model, w.images, "blocks.1"),
     "mixing.branch_ends": lambda w: mp.mixing.branch_ends(w.model),
     "mixing.frequency_profile": lambda w: mp.mixing.frequency_profile(w.model, w.images),
+    "mixing.residual_stream": lambda w: mp.mixing.residual_stream(w.model, w.images),
     "mixing.theoretical_field": lambda w: mp.mixing.theoretical_field(w.model),
     "mixing.class_lens": lambda w: mp.mixing.class_lens(
         w.model, w.images, w.test, jacobian_images=3

@@ -15,6 +15,7 @@ from mixer_probe.mixing.receptive_field import (
     EffectiveReceptiveField,
     effective_receptive_field,
 )
+from mixer_probe.mixing.residual import ResidualStream, residual_stream
 from mixer_probe.mixing.settings import MixingSettings
 from mixer_probe.mixing.theoretical_field import theoretical_field
 
@@ -27,11 +28,13 @@ __all__ = [
     "FrequencyProfile",
     "HighNormTokens",
     "MixingSettings",
+    "ResidualStream",
     "attention_distance",
     "attention_maps",
     "branch_ends",
     "class_lens",
     "effective_receptive_field",
     "frequency_profile",
+    "residual_stream",
     "theoretical_field",
 ]

@@ -16,15 +16,18 @@ from mixer_probe.mixing import (
     EffectiveReceptiveField,
     FrequencyProfile,
     MixingSettings,
+    ResidualStream,
     attention_distance,
     class_lens,
     effective_receptive_field,
     frequency_profile,
+    residual_stream,
 )
 from mixer_probe.mixing.views.attention import attention_section
 from mixer_probe.mixing.views.frequency import frequency_section
 from mixer_probe.mixing.views.lens import lens_section
 from mixer_probe.mixing.views.receptive_field import receptive_field_section
+from mixer_probe.mixing.views.residual import residual_section
 
 
 def settings(i: Inputs) -> MixingSettings:
@@ -123,6 +126,23 @@ LENS = Analysis(
 )
 
 
+def residual(i: Inputs) -> list[Result]:
+    """Norm ratios of skip connections and branches, and contributions to the logits."""
+    return [residual_stream(i.model, reading_images(i), batch_size=settings(i).batch_size)]
+
+
+RESIDUAL = Analysis(
+    "residual",
+    "residual stream",
+    "How much does each branch add to the residual stream and to the logits?",
+    (ResidualStream,),
+    residual,
+    needs="images",
+    baseline=True,
+    decided_by=decided_by,
+)
+
+
 ROOM = Room(
     "mixing",
     "analysis of mixing",
@@ -131,12 +151,14 @@ ROOM = Room(
         ATTENTION,
         RECEPTIVE_FIELDS,
         FREQUENCIES,
+        RESIDUAL,
         LENS,
     ),
     views=(
         View(AttentionDistance, attention_section),
         View(EffectiveReceptiveField, receptive_field_section),
         View(FrequencyProfile, frequency_section),
+        View(ResidualStream, residual_section),
         View(ClassLens, lens_section),
     ),
 )

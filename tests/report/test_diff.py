@@ -493,6 +493,7 @@ WITH_INTERVALS = {
     "EffectiveReceptiveField": 8,
     "ErrorConsistency": 1,
     "RepresentationShift": 2,
+    "ResidualStream": 3,
 }
 
 

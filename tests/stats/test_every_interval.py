@@ -105,6 +105,10 @@ REASONS: dict[str, str] = {
     "ReportDiff b": COPIED,
     "RepresentationShift cka": CKA,
     "RepresentationShift cosine": "mean cosine, n = 12",
+    **{
+        f"ResidualStream {name}": MEAN + "errors, log-normal"
+        for name in ("ratio", "prefix_ratio", "contribution")
+    },
     "SimilarityMatrix": CKA,
     "TargetProbe": "R2, n = 100: 0.75",
 }
