@@ -3,7 +3,6 @@ last layers (logit lens), by the mean derivative of its logits (Jacobian lens), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, ClassVar
@@ -23,7 +22,7 @@ from mixer_probe.images import Images
 from mixer_probe.images.classes import require_labels
 from mixer_probe.mixing.lens_readers import (
     JacobianLens,
-    batches_of_places,
+    activations,
     in_memory,
     jacobian_lenses,
     logit_lens,
@@ -257,13 +256,17 @@ def class_lens(
     layers = tuple(layer for layer in model.layers if layer.kind in ("stem", "block"))
     predicted = np.full((len(READERS), len(layers), len(images)), -1, dtype=np.int16)
     final = np.full(len(images), -1, dtype=np.int16)
+    groups = list(in_memory(layers, len(train) + len(images), max(4, model.dtype.itemsize)))
+    of_test: dict[str, torch.Tensor] = {}
     sample = train.sample(jacobian_images, seed)
     lenses = jacobian_lenses(model, sample, layers, outputs.tolist())
     no_jacobian = ["" if lenses[a.name].jacobian.any() else SAME for a in layers]
     no_logits = [no_jacobian[-1] or unlike_last(layer, layers[-1]) for layer in layers]
     if not no_logits[-1]:
         rows = [i for i, reason in enumerate(no_logits) if not reason]
-        logits = logit_lens(model, images, [layers[i] for i in rows], batch_size)[:, :, outputs]
+        readable = [layers[i] for i in rows]
+        logits, of_test = logit_lens(model, images, readable, groups[0], batch_size)
+        logits = logits[:, :, outputs]
         if not np.isfinite(logits).all():
             raise MeasureError(
                 f"logits of {model.name} are NaN or infinite for some of the images; no class can "
@@ -273,10 +276,11 @@ def class_lens(
         final[:] = predicted[_LOGIT, -1]
     y = np.searchsorted(outputs, y_train)
     with task(f"{model.name}: probes", len(layers)) as advance:
-        for group in in_memory(layers, len(train) + len(images), max(4, model.dtype.itemsize)):
-            features = [_activations(model, part, group, batch_size) for part in (train, images)]
+        for group in groups:
+            of_train = activations(model, train, group, batch_size)
+            of_test = of_test or activations(model, images, group, batch_size)
             for layer in group:
-                fit_on, test_on = (part.pop(layer.name) for part in features)
+                fit_on, test_on = of_train.pop(layer.name), of_test.pop(layer.name)
                 i, lens, prefix = layers.index(layer), lenses[layer.name], layer.prefix_tokens
                 if not no_jacobian[i]:
                     predicted[_JACOBIAN, i] = _read(lens, test_on, batch_size)
@@ -301,15 +305,6 @@ def class_lens(
         no_logit_lens=tuple(no_logits),
         no_jacobian=tuple(no_jacobian),
     )
-
-
-def _activations(
-    model: Model, images: Images, layers: Sequence[Layer], batch_size: int
-) -> dict[str, torch.Tensor]:
-    """Activations [image, place, channel] of all images by layer."""
-    parts = list(batches_of_places(model, images, layers, batch_size))
-    wide = torch.promote_types(model.dtype, torch.float32)
-    return {a.name: torch.cat([part[a.name] for part in parts]).cpu().to(wide) for a in layers}
 
 
 def _read(lens: JacobianLens, h: torch.Tensor, batch_size: int) -> np.ndarray:

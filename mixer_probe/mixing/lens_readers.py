@@ -20,7 +20,7 @@ from mixer_probe.capture.positions import positions_and_prefix
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.hooks import Call, hooked
-from mixer_probe.core.memory import LARGE, RESIDENT, at_once
+from mixer_probe.core.memory import LARGE, at_once
 from mixer_probe.core.progress import task
 from mixer_probe.core.switches import evaluating, frozen, not_in_place
 from mixer_probe.images import Images
@@ -121,7 +121,7 @@ def jacobian_lenses(
             stack.enter_context(context)
         passes = stack.enter_context(hooked(model.module, {p for p, _ in wanted}, record))
         advance = stack.enter_context(task(f"{model.name}: Jacobian lens", len(images)))
-        for batch in images.batches(transform_of(model), min(32, at_once(bytes_each, RESIDENT))):
+        for batch in images.batches(transform_of(model), min(32, at_once(bytes_each, 2 * LARGE))):
             found.clear()
             out = passes.run(batch.to(model.device, model.dtype))[:, list(classes)]
             at = [found[layer.name] for layer in layers]
@@ -136,12 +136,11 @@ def jacobian_lenses(
             logits += out.detach().sum(0).double().cpu()
             advance(len(batch))
     n = len(images)
-    logits = logits / n
     return {
         layer.name: JacobianLens(
-            _centred(jacobian[layer.name] / n),
+            _centred(jacobian.pop(layer.name).div_(n)),
             mean[layer.name] / n,
-            _centred(logits),
+            _centred(logits / n),
             layer.prefix_tokens,
         )
         for layer in layers
@@ -149,8 +148,8 @@ def jacobian_lenses(
 
 
 def _centred(values: Tensor) -> Tensor:
-    """[class, ...] minus the mean over classes."""
-    return values - values.mean(0)
+    """[class, ...] minus the mean over classes, in place."""
+    return values.sub_(values.mean(0))
 
 
 def unlike_last(layer: Layer, last: Layer) -> str:
@@ -168,32 +167,39 @@ def unlike_last(layer: Layer, last: Layer) -> str:
 
 
 def logit_lens(
-    model: Model, images: Images, layers: Sequence[Layer], batch_size: int = 32
-) -> np.ndarray:
+    model: Model,
+    images: Images,
+    layers: Sequence[Layer],
+    also: Sequence[Layer] = (),
+    batch_size: int = 32,
+) -> tuple[np.ndarray, dict[str, Tensor]]:
     """Logits [layer, image, output] by the part of the network after the last of `layers`, its last
-    block, given the output of each layer instead; the last are the network's own.
+    block, given the output of each layer instead (the last are the network's own); and the
+    activations [image, place, channel] by name of the layers `also`, from the same passes.
 
     All layers are read in one forward pass: what the last block returns is replaced by the outputs
     of all layers, as a larger batch. For a network whose last part looks back at the batch before,
     so that its own logits would not come out, a pass per layer takes its place. The outputs must
     have the form of that of the last block (`unlike_last`)."""
-    wanted = {(layer.module, layer.call): layer.name for layer in layers}
-    names, last = [layer.name for layer in layers], layers[-1].name
-    found, parts = dict[str, Tensor](), list[Tensor]()
+    wanted = {(layer.module, layer.call): layer for layer in (*also, *layers)}
+    names, keep = [layer.name for layer in layers], [layer.name for layer in also]
+    found, kept = dict[str, Tensor](), {name: list[Tensor]() for name in keep}
 
     def replaced(x: Tensor, chosen: Sequence[str]) -> Tensor:
         def put(call: Call) -> Tensor | None:
-            name = wanted.get((call.path, call.number), "")
-            if name in chosen:
-                found[name] = call.output.clone()
-            return torch.cat([found[n] for n in chosen]) if name == last else None
+            layer = wanted.get((call.path, call.number))
+            if layer is not None and layer.name in {*chosen, *keep}:
+                found[layer.name] = call.output.clone()
+            if layer is None or layer.name != names[-1]:
+                return None
+            return torch.cat([found[name] for name in chosen])
 
         found.clear()
         with hooked(model.module, {path for path, _ in wanted}, put) as passes:
             logits: Tensor = passes.run(x)
         return logits.double().cpu().reshape(len(chosen), len(x), -1)
 
-    groups: list[list[str]] | None = None
+    groups, parts = list[list[str]](), list[Tensor]()
     with (
         evaluating(model.module),
         torch.no_grad(),
@@ -201,7 +207,7 @@ def logit_lens(
     ):
         for batch in images.batches(transform_of(model), batch_size):
             x = batch.to(model.device, model.dtype)
-            if groups is None:
+            if not groups:
                 own = model.module(x).double().cpu()
                 try:
                     read = replaced(x, names)[-1]
@@ -211,21 +217,26 @@ def logit_lens(
                 same = torch.allclose(read, own, rtol=1e-3, atol=near)
                 groups = [names] if same else [[name] for name in names]
             parts.append(torch.cat([replaced(x, group) for group in groups]))
+            for layer in also:
+                kept[layer.name].append(places(found[layer.name], layer).cpu())
             advance(len(batch))
-    return torch.cat(parts, 1).numpy()
+    return torch.cat(parts, 1).numpy(), {name: torch.cat(all_) for name, all_ in kept.items()}
 
 
-def batches_of_places(
+def activations(
     model: Model, images: Images, layers: Sequence[Layer], batch_size: int = 32
-) -> Iterator[dict[str, Tensor]]:
-    """Activations [image, place, channel] of every layer by name, batch by batch."""
+) -> dict[str, Tensor]:
+    """Activations [image, place, channel] of all images by name of the layer."""
 
-    def copied(layer: Layer, positions: Tensor, prefix: Tensor | None) -> Tensor:
+    def copied(_layer: Layer, positions: Tensor, prefix: Tensor | None) -> Tensor:
         return positions.clone() if prefix is None else torch.cat([prefix, positions], 1)
 
+    kept = {layer.name: list[Tensor]() for layer in layers}
     with capture(model, layers, copied) as run:
         for batch in images.batches(transform_of(model), batch_size):
-            yield run(batch.to(model.device, model.dtype))
+            for name, part in run(batch.to(model.device, model.dtype)).items():
+                kept[name].append(part.cpu())
+    return {name: torch.cat(parts) for name, parts in kept.items()}
 
 
 def in_memory(layers: Sequence[Layer], n: int, itemsize: int) -> Iterator[list[Layer]]:
@@ -251,5 +262,7 @@ def probe_predictions(train: Tensor, labels: np.ndarray, test: Tensor, name: str
             f"the activations after '{name}' are NaN or infinite, so no probe can read them; "
             "check the weights and the images"
         )
-    probe = RidgeProbe(None).fit(train.flatten(1).numpy(), labels)
-    return np.asarray(probe.predict(test.flatten(1).numpy()))
+    # NumPy has no bfloat16.
+    wide = torch.promote_types(train.dtype, torch.float32)
+    X, new = (part.flatten(1).to(wide).numpy() for part in (train, test))
+    return np.asarray(RidgeProbe(None).fit(X, labels).predict(new))

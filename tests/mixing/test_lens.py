@@ -23,7 +23,7 @@ from mixer_probe.mixing.findings.lens import lens_sentences
 from mixer_probe.mixing.lens import LOGIT, READERS, SAME
 from mixer_probe.mixing.lens_readers import (
     JacobianLens,
-    batches_of_places,
+    activations,
     in_memory,
     jacobian_lenses,
     logit_lens,
@@ -66,11 +66,15 @@ def test_after_the_last_block_the_logit_lens_is_the_network(case: str) -> None:
     model = network(case, torch.float64)
     images, layers = pictures(3, size=CASES[case].size), stream(model)
     readable = [layer for layer in layers if not unlike_last(layer, layers[-1])]
-    found = logit_lens(model, images, readable, batch_size=2)
+    found, kept = logit_lens(model, images, readable, layers, batch_size=2)
     with torch.no_grad():
         own = model.module(inputs(model, images)).numpy()
     assert found.shape == (len(readable), 3, 5)
     np.testing.assert_allclose(found[-1], own, rtol=1e-9, atol=1e-12)
+    alone = activations(model, images, layers, batch_size=3)
+    assert list(kept) == list(alone)
+    for name, values in alone.items():
+        torch.testing.assert_close(kept[name], values, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ def test_the_logit_lens_is_the_rest_of_the_network_given_another_output(
     images, layers = pictures(3, size=CASES[case].size), stream(model)
     chosen = [layer for layer in layers if not unlike_last(layer, layers[-1])]
     assert len(chosen) == readable
-    found, x = logit_lens(model, images, chosen), inputs(model, images)
+    (found, _), x = logit_lens(model, images, chosen), inputs(model, images)
     for layer, logits in zip(chosen, found, strict=True):
         h = module_output(model, x, layer.name)
         last = model.module.get_submodule(chosen[-1].name)
@@ -108,10 +112,11 @@ class Backward(nn.Module):
 def test_a_network_that_looks_back_at_its_batch_is_read_layer_by_layer() -> None:
     plain, images = network("mixer", torch.float64), pictures(3)
     model = as_model(Backward(plain.module), dtype=torch.float64, class_names=NAMES)
-    found = logit_lens(model, images, stream(model))
+    found, kept = logit_lens(model, images, stream(model), stream(model))
     shift = 0.1 * inputs(model, images).mean((1, 2, 3)).numpy()
-    expected = logit_lens(plain, images, stream(plain)) + shift[None, :, None]
+    expected = logit_lens(plain, images, stream(plain))[0] + shift[None, :, None]
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert {len(values) for values in kept.values()} == {3}
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -174,7 +179,7 @@ def test_for_a_network_that_is_linear_after_a_block_the_jacobian_lens_is_the_net
     model, images = linear_after_the_first_block(), pictures(12, seed=1)
     layers = stream(model)
     lens = jacobian_lenses(model, pictures(3), layers, range(5))["blocks.0"]
-    (h,) = batches_of_places(model, images, layers)
+    h = activations(model, images, layers)
     with torch.no_grad():
         logits = model.module(inputs(model, images))
     expected = logits - logits.mean(1, keepdim=True)
@@ -209,8 +214,8 @@ def test_probes_are_ridge_regressions_of_all_places_and_of_their_mean() -> None:
     """scikit-learn's Ridge on standardised features, the penalty by leave-one-out by hand."""
     model, train, test = network("deit-distilled", torch.float64), pictures(12), pictures(9, seed=3)
     found, layer = class_lens(model, test, train, jacobian_images=2), stream(model)[1]
-    (h,) = batches_of_places(model, train, [layer])
-    (other,) = batches_of_places(model, test, [layer])
+    h = activations(model, train, [layer])
+    other = activations(model, test, [layer])
     for k, take in ((3, lambda a: a), (4, lambda a: pooled(a, 2))):
         X, new = (take(part[layer.name]).flatten(1).numpy() for part in (h, other))
         Z, z = ((part - X.mean(0)) / X.std(0) for part in (X, new))
