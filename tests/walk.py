@@ -392,6 +392,7 @@ ALONE: dict[str, Alone] = {
     "mixing.class_lens": lambda w: mp.mixing.class_lens(
         w.model, w.images, w.test, jacobian_images=3
     ),
+    "mixing.token_components": lambda w: mp.mixing.token_components(w.model, w.images),
     "models.describe": lambda w: mp.models.describe(w.model),
     "probing.confusion_matrix": lambda w: mp.probing.confusion_matrix(
         mp.linear_probe(*w.runs, l2=[1.0])

@@ -8,6 +8,7 @@ from mixer_probe.mixing.attention import (
     attention_maps,
 )
 from mixer_probe.mixing.branches import Branches, branch_ends
+from mixer_probe.mixing.components import TokenComponents, token_components
 from mixer_probe.mixing.frequency import FrequencyProfile, frequency_profile
 from mixer_probe.mixing.high_norm import HighNormTokens
 from mixer_probe.mixing.lens import ClassLens, class_lens
@@ -29,6 +30,7 @@ __all__ = [
     "HighNormTokens",
     "MixingSettings",
     "ResidualStream",
+    "TokenComponents",
     "attention_distance",
     "attention_maps",
     "branch_ends",
@@ -37,4 +39,5 @@ __all__ = [
     "frequency_profile",
     "residual_stream",
     "theoretical_field",
+    "token_components",
 ]

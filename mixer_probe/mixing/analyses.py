@@ -17,13 +17,16 @@ from mixer_probe.mixing import (
     FrequencyProfile,
     MixingSettings,
     ResidualStream,
+    TokenComponents,
     attention_distance,
     class_lens,
     effective_receptive_field,
     frequency_profile,
     residual_stream,
+    token_components,
 )
 from mixer_probe.mixing.views.attention import attention_section
+from mixer_probe.mixing.views.components import component_section
 from mixer_probe.mixing.views.frequency import frequency_section
 from mixer_probe.mixing.views.lens import lens_section
 from mixer_probe.mixing.views.receptive_field import receptive_field_section
@@ -143,6 +146,30 @@ RESIDUAL = Analysis(
 )
 
 
+# Images of which the components of positions are taken, where there are so many.
+_COMPONENT_IMAGES = 24
+
+
+def components(i: Inputs) -> list[Result]:
+    """Principal components of the positions of five blocks."""
+    s = settings(i)
+    most = [n for n in (s.reading_images, _COMPONENT_IMAGES) if n is not None]
+    options: dict[str, Any] = {"batch_size": s.batch_size, "seed": s.seed}
+    return [token_components(i.model, i.sample(min(most)), **options)]
+
+
+COMPONENTS = Analysis(
+    "pca",
+    "components of positions",
+    "Which parts of the images have similar features at each depth?",
+    (TokenComponents,),
+    components,
+    needs="images",
+    baseline=True,
+    decided_by=decided_by,
+)
+
+
 ROOM = Room(
     "mixing",
     "analysis of mixing",
@@ -150,6 +177,7 @@ ROOM = Room(
     analyses=(
         ATTENTION,
         RECEPTIVE_FIELDS,
+        COMPONENTS,
         FREQUENCIES,
         RESIDUAL,
         LENS,
@@ -157,6 +185,7 @@ ROOM = Room(
     views=(
         View(AttentionDistance, attention_section),
         View(EffectiveReceptiveField, receptive_field_section),
+        View(TokenComponents, component_section),
         View(FrequencyProfile, frequency_section),
         View(ResidualStream, residual_section),
         View(ClassLens, lens_section),

@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.special import expit, logit
 
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.positions import positions_and_prefix
@@ -27,18 +26,24 @@ from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import evaluating, frozen
 from mixer_probe.core.validate import check_count, checked
 from mixer_probe.mixing.grid import Position, place_in, with_grid
+from mixer_probe.mixing.jackknife import (
+    CORRELATION,
+    FRACTION,
+    GROUPS,
+    PLAIN,
+    POSITIVE,
+    group_of,
+    jackknife,
+)
 from mixer_probe.mixing.theoretical_field import theoretical_field
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.trace import trace
-from mixer_probe.stats import mean_interval
 
 # The fractions of the energy whose areas are given.
 LEVELS = (0.5, 0.95, 0.99)
 # Maps are kept pixel by pixel up to this side, else as averages over so many cells a side.
 _MOST_PIXELS, _CELLS = 64, 56
-# Groups of images for the jackknife.
-_GROUPS = 32
 
 
 @dataclass(frozen=True)
@@ -145,10 +150,10 @@ def effective_receptive_field(
     source = as_source(images)
     n, size = len(source), model.input.size[1:]
     per_group = 8 * len(chosen) * math.prod(size)
-    count = min(n, _GROUPS, at_once(per_group, RESIDENT // 2, least=2))
+    count = min(n, GROUPS, at_once(per_group, RESIDENT // 2, least=2))
     energies = np.zeros((len(chosen), count, *size))
     for image, found in _energies(model, source, chosen, places, probes, batch_size, seed):
-        energies[:, image * count // n] += found
+        energies[:, group_of(image, n, count)] += found
     odd = next((layer for (layer, _), e in zip(chosen, energies) if not np.isfinite(e).all()), None)
     if odd is not None:
         raise MeasureError(
@@ -156,7 +161,7 @@ def effective_receptive_field(
             "or the images hold values that are too large, or NaN"
         )
     names = [layer.name for layer, _ in chosen]
-    rows = [_jackknife(of) for of in energies]
+    rows = [_estimates(of) for of in energies]
     parts: dict[str, Any] = {
         "area": slice(0, 3),
         "centre": slice(3, 5),
@@ -267,45 +272,15 @@ def _signs(layer: Layer, images: range, probes: int, seed: int) -> np.ndarray:
     return 2.0 * np.stack(drawn, axis=1) - 1
 
 
-def _correlation(value: float) -> float:
-    return min(1.0, max(-1.0, value))
+_SCALES = (*[FRACTION] * len(LEVELS), PLAIN, PLAIN, POSITIVE, POSITIVE, CORRELATION)
 
 
-# Areas are jackknifed as logits and sigma as its logarithm, which keeps them in their ranges.
-_FROM: tuple[Any, ...] = (*[logit] * 3, *[np.positive] * 2, *[np.log] * 2, np.positive)
-_BACK: tuple[Any, ...] = (*[expit] * 3, *[np.positive] * 2, *[np.exp] * 2, _correlation)
-
-
-def _jackknife(groups: np.ndarray) -> tuple[np.ndarray, ...]:
-    """`_scalars` of the sum of `groups` [group, H, W], with standard errors and 95 % bounds.
-
-    The value is the mean of the pseudo-values G T - (G - 1) T_-g (Tukey 1958), and the interval
-    that of a mean, with the spread about T (Efron and Stein 1981), which is the larger one. Of one
-    group, and where no scale is finite, the value is that of the sum."""
-    total, count = groups.sum(0), len(groups)
+def _estimates(groups: np.ndarray) -> tuple[np.ndarray, ...]:
+    """`_scalars` of the sum of `groups` [group, H, W], with standard errors and 95 % bounds."""
+    total = groups.sum(0)
+    without = [_scalars(np.maximum(total - group, 0)) for group in groups if len(groups) > 1]
     whole = _scalars(total)
-    unknown = np.full_like(whole, np.nan)
-    if count < 2:
-        return whole, unknown, unknown, unknown
-    without = np.stack([_scalars(np.maximum(total - group, 0)) for group in groups])
-    found = []
-    for k, (scale, back) in enumerate(zip(_FROM, _BACK, strict=True)):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            pseudo = count * scale(whole[k]) - (count - 1) * scale(without[:, k])
-        pseudo = pseudo[np.isfinite(pseudo)]
-        if len(pseudo) < 2 or np.isnan(whole[k]):
-            found.append((whole[k], *unknown[:3]))
-            continue
-        value, low, high = map(float, mean_interval(pseudo))
-        # The spread about the statistic itself, not about the mean: the bias is not known exactly.
-        error = float(np.std(pseudo, ddof=1)) / math.sqrt(len(pseudo))
-        bias = (value - float(scale(whole[k]))) / math.sqrt(len(pseudo) - 1)
-        wider = math.hypot(1, bias / error) if error > 0 else math.nan
-        low, high = value + wider * (low - value), value + wider * (high - value)
-        slope = 1e4 * float(back(value + 5e-5) - back(value - 5e-5))
-        se = math.nan if math.isnan(low) else slope * wider * error
-        found.append((float(back(value)), se, float(back(low)), float(back(high))))
-    return tuple(np.array(part) for part in zip(*found, strict=True))
+    return jackknife(whole, np.reshape(without, (-1, len(whole))), _SCALES)
 
 
 def _scalars(energy: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from mixer_probe.core.errors import LayerError, MeasureError
 from mixer_probe.mixing import theoretical_field
 from mixer_probe.mixing.figures import receptive_field_curves, receptive_field_maps
 from mixer_probe.mixing.findings.receptive_field import receptive_sentence, training_sentence
-from mixer_probe.mixing.receptive_field import _jackknife, _scalars, _signs
+from mixer_probe.mixing.receptive_field import _estimates, _scalars, _signs
 from tests.networks import CASES, as_model, noise, positions, randomised
 
 
@@ -214,7 +214,7 @@ def test_intervals_hold_the_truth_and_the_bias_is_gone() -> None:
     for _ in range(150):
         strength = rng.lognormal(0, 0.5, (16, 1, 1))
         groups = strength * truth * rng.chisquare(1.5, (16, 14, 14)) / 1.5
-        value, _, low, high = _jackknife(groups)
+        value, _, low, high = _estimates(groups)
         held.append((low <= exact) & (exact <= high))
         values.append(value)
         plain.append(_scalars(groups.sum(0)))

@@ -482,6 +482,7 @@ WITH_INTERVALS = {
     "FrequencyProfile": 4,
     "PatchPosition": 3,
     "TargetProbe": 1,
+    "TokenComponents": 1,
     "ModelCost": 1,
     "AccuracyCost": 1,
     "PerturbationCurves": 2,

@@ -110,6 +110,9 @@ REASONS: dict[str, str] = {
         for name in ("ratio", "prefix_ratio", "contribution")
     },
     "SimilarityMatrix": CKA,
+    "TokenComponents together": (
+        "no case here: test_components simulates the components of images"
+    ),
     "TargetProbe": "R2, n = 100: 0.75",
 }
 

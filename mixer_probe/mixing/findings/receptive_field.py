@@ -10,10 +10,9 @@ import numpy as np
 
 from mixer_probe.core.finding import Number, shown
 from mixer_probe.core.words import first_and_more, join, name_of, number
+from mixer_probe.mixing.findings.changes import significant_changes
 from mixer_probe.mixing.receptive_field import EffectiveReceptiveField
 from mixer_probe.models.layer import spread
-from mixer_probe.stats.claims import LEVEL
-from mixer_probe.stats.differences import difference_interval, difference_p
 
 
 def _places(r: EffectiveReceptiveField) -> list[int]:
@@ -75,30 +74,19 @@ def training_sentence(r: EffectiveReceptiveField, baseline: EffectiveReceptiveFi
     if not pairs:
         return ""
     own, other = zip(*pairs, strict=True)
-    numbers = [*_sides(baseline, other), *_sides(r, own)]
-    significant = difference_p(*numbers) * len(pairs) <= LEVEL
-    change = [
-        (r.layers[k].name, value, low, high)
-        for k, value, (low, high), is_one in zip(
-            own,
-            (numbers[3] - numbers[0]).tolist(),
-            difference_interval(*numbers).tolist(),
-            significant,
-            strict=True,
-        )
-        if is_one
-    ]
+    names_of = [r.layers[k].name for k in own]
+    changes = significant_changes(names_of, _sides(r, own), _sides(baseline, other))
     said = []
     for verb, sign in (("narrows", -1), ("widens", 1)):
         texts = [
-            f"{at} ({number(v, low, high, 1)} px)" for at, v, low, high in change if v * sign > 0
+            f"{at} ({number(v, low, high, 1)} px)" for at, v, low, high in changes if v * sign > 0
         ]
         if texts:
             said.append(f"{verb} the field after {join(texts)}")
     name = name_of(r.model)
     if not said:
         return (
-            f"{name}: the area of half of the energy after {join(r.layers[k].name for k in own)} "
+            f"{name}: the area of half of the energy after {join(names_of)} "
             "is not significantly different from that of the untrained baseline."
         )
     return (
