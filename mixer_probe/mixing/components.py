@@ -59,9 +59,10 @@ class TokenComponents(Result):
 
     title: ClassVar[str] = "Principal components of positions"
     frame = Frame(
-        "layer rank",
-        """model=model.name model.trained layer=layers.name layers.depth component=rank explained
-        expected together together_low together_high n""",
+        "layer",
+        """model=model.name model.trained layer=layers.name layers.depth
+        explained_1,explained_2,explained_3=explained expected_1,expected_2,expected_3=expected
+        together together_low together_high n""",
     )
 
     model: ModelRecord

@@ -58,8 +58,9 @@ def component_section(results: Sequence[TokenComponents]) -> list[Section]:
     )
     fractions = [c for c in first.to_frame().columns if c.startswith(("expl", "exp", "tog"))]
     table = Table(
-        "Every layer and component: fraction of the variance of all positions of these images, "
-        "that of independent channels, and the fraction of the three together with its interval.",
+        "Every layer: fraction of the variance of all positions of these images in components 1 to "
+        "3, that of independent channels, and the fraction of the three together with its "
+        "interval over images.",
         table_of(results),
         {**dict.fromkeys(fractions, "{:.3f}"), "depth": "{:.2f}"},
         folded=True,
