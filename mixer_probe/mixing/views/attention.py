@@ -12,6 +12,7 @@ from mixer_probe.core.words import images_text, name_of, primary, untrained_warn
 from mixer_probe.mixing.attention import AttentionDistance
 from mixer_probe.mixing.figures.attention import attention_distances, high_norm_maps
 from mixer_probe.mixing.findings.attention import attention_sentences, high_norm_sentence
+from mixer_probe.mixing.views.panels import by_networks
 
 _VALUE_PATH = (
     "Attention weights are not the whole path of information: values are projected, added to the "
@@ -24,17 +25,20 @@ def attention_section(results: Sequence[AttentionDistance]) -> list[Section]:
     """Attention distance, and tokens of large norm."""
     own = primary(results)
     images = images_text(results[0].images)
-    distances = Picture(
-        partial(attention_distances, results),
-        "Mean attention distance of every head by block (Raghu et al. 2021), and attention of "
-        f"patches to prefix tokens; {images}.",
-        "Dots: heads. Squares: mean over heads; dotted with open markers: untrained baseline. "
-        "Triangles: rollout (Abnar and Zuidema 2020), the product of (A + I) / 2 up to a block. "
-        "Dashed: uniform attention. Bands: 95 % intervals over images. Prefix tokens are dropped "
-        "and rows renormalised before distances are taken.",
-        "Mean attention distance of heads against the block",
-        name="attention-distance",
-    )
+    distances = [
+        Picture(
+            partial(attention_distances, group),
+            "Mean attention distance of every head by block (Raghu et al. 2021), and attention of "
+            f"patches to prefix tokens; {images}.",
+            "Dots: heads. Squares: mean over heads; dotted with open markers: untrained baseline. "
+            "Triangles: rollout (Abnar and Zuidema 2020), the product of (A + I) / 2 up to a "
+            "block. Dashed: uniform attention. Bands: 95 % intervals over images. Prefix tokens "
+            "are dropped and rows renormalised before distances are taken.",
+            "Mean attention distance of heads against the block",
+            name=f"attention-distance{end}",
+        )
+        for end, group in by_networks(results)
+    ]
     formats = {
         column: "{:.3f}"
         for column in table_of(own).columns
@@ -46,7 +50,7 @@ def attention_section(results: Sequence[AttentionDistance]) -> list[Section]:
         "attention",
         "Attention distance",
         (*sentences, _VALUE_PATH),
-        (distances, table),
+        (*distances, table),
         untrained_warning(r.model for r in results),
     )
     maps = [

@@ -12,6 +12,7 @@ from mixer_probe.core.words import images_text, name_of, primary, untrained_warn
 from mixer_probe.mixing.figures.residual import logit_contributions, norm_ratios, ratio_maps
 from mixer_probe.mixing.findings.residual import residual_sentences
 from mixer_probe.mixing.residual import ResidualStream
+from mixer_probe.mixing.views.panels import by_networks
 
 
 def residual_section(results: Sequence[ResidualStream]) -> list[Section]:
@@ -19,30 +20,31 @@ def residual_section(results: Sequence[ResidualStream]) -> list[Section]:
     own, images = primary(results), images_text(results[0].images)
     pictures = [
         Picture(
-            partial(norm_ratios, results),
+            partial(norm_ratios, group),
             f"Norm of the skip connection divided by that of the branch, |z| / |f(z)|; {images}.",
             "Averaged over positions and images, on a logarithmic axis, layer scale included. "
             "Above 1 (grey) most of a position passes unchanged. Dashed: prefix tokens. "
             "Dotted with open markers: untrained baseline. Bands: 95 % intervals over images. "
             "Drawn as by Raghu et al. (2021).",
             "Norm ratio of skip connection and branch against the block",
-            name="norm-ratios",
+            name=f"norm-ratios{end}",
         )
+        for end, group in by_networks(results)
     ]
-    if any(not r.reason for r in own):
-        pictures.append(
-            Picture(
-                partial(logit_contributions, results),
-                "What the stem, every branch and the biases add to the logit of the class minus "
-                "the mean logit over classes.",
-                "The stream after the last block is the sum of the stem and all branches. With the "
-                "norms after it frozen at their statistics, the logit is the sum of these bars, "
-                "exactly. Lines: 95 % intervals over images. Open bars: untrained baseline. A "
-                "branch that later branches build on may contribute nothing itself.",
-                "Contributions to the logit by block and branch",
-                name="logit-contributions",
-            )
+    pictures += [
+        Picture(
+            partial(logit_contributions, group),
+            "What the stem, every branch and the biases add to the logit of the class minus "
+            "the mean logit over classes.",
+            "The stream after the last block is the sum of the stem and all branches. With the "
+            "norms after it frozen at their statistics, the logit is the sum of these bars, "
+            "exactly. Lines: 95 % intervals over images. Open bars: untrained baseline. A "
+            "branch that later branches build on may contribute nothing itself.",
+            "Contributions to the logit by block and branch",
+            name=f"logit-contributions{end}",
         )
+        for end, group in by_networks([r for r in results if not r.reason])
+    ]
     pictures += [
         Picture(
             partial(ratio_maps, r),
