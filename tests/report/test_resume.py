@@ -473,7 +473,7 @@ def test_networks_that_need_other_images_are_left_out_and_the_rest_is_done(tmp_p
         permutations=0,
         resamples=0,
         measures=("cka",),
-        analyses={"probing": ("accuracy",), "channels": (), "attribution": ()},
+        analyses={"probing": ("accuracy",), "channels": (), "attribution": (), "mixing": ()},
     )
     results = run_study(listed, images(), None, settings, steps=ResultCache(tmp_path))
     left_out = [r.step for r in results if isinstance(r, Skipped)]
