@@ -17,11 +17,15 @@ class MixingSettings:
     At most `images` images are used where derivatives are taken, and `reading_images` where forward
     passes suffice, None for all. Jacobians are estimated with `probes` random vectors per position
     and image, for one position in each of the cells of the common grid, or for about `positions`
-    positions of every layer."""
+    positions of every layer. Layers are ablated on at most `lesion_images` images, and at most
+    `units` units of one layer on `unit_images`."""
 
     images: int | None = 16
     reading_images: int | None = 200
     probes: int = 1
     positions: int | None = None
+    lesion_images: int | None = 50
+    units: int = 32
+    unit_images: int = 24
     batch_size: int = 32
     seed: int = 0

@@ -28,6 +28,7 @@ from mixer_probe.stats.proportions import (
     ratio,
     wilson_interval,
 )
+from mixer_probe.stats.ranks import rank_correlation, rank_interval, rank_null
 
 __all__ = [
     "FEWEST",
@@ -45,6 +46,9 @@ __all__ = [
     "paired_counts",
     "permutation_p",
     "prediction_limit",
+    "rank_correlation",
+    "rank_interval",
+    "rank_null",
     "ratio",
     "training_interval",
     "upper_quantile",
