@@ -393,6 +393,10 @@ ALONE: dict[str, Alone] = {
         w.model, w.images, w.test, jacobian_images=3
     ),
     "mixing.token_components": lambda w: mp.mixing.token_components(w.model, w.images),
+    "mixing.lesions": lambda w: mp.mixing.lesions(w.model, w.images),
+    "mixing.unit_importance": lambda w: mp.mixing.unit_importance(
+        w.model, w.images, "blocks.1", most=3, permutations=19
+    ),
     "models.describe": lambda w: mp.models.describe(w.model),
     "probing.confusion_matrix": lambda w: mp.probing.confusion_matrix(
         mp.linear_probe(*w.runs, l2=[1.0])

@@ -15,20 +15,25 @@ from mixer_probe.mixing import (
     ClassLens,
     EffectiveReceptiveField,
     FrequencyProfile,
+    Lesions,
     MixingSettings,
     ResidualStream,
     TokenComponents,
+    UnitImportance,
     attention_distance,
     class_lens,
     effective_receptive_field,
     frequency_profile,
+    lesions,
     residual_stream,
     token_components,
+    unit_importance,
 )
 from mixer_probe.mixing.views.attention import attention_section
 from mixer_probe.mixing.views.components import component_section
 from mixer_probe.mixing.views.frequency import frequency_section
 from mixer_probe.mixing.views.lens import lens_section
+from mixer_probe.mixing.views.lesions import importance_section, lesions_section
 from mixer_probe.mixing.views.receptive_field import receptive_field_section
 from mixer_probe.mixing.views.residual import residual_section
 
@@ -170,6 +175,34 @@ COMPONENTS = Analysis(
 )
 
 
+def lesion_study(i: Inputs) -> Iterator[Result]:
+    """Lesions, and the importance of units of a network that has an accuracy to lose."""
+    s = settings(i)
+    found = lesions(i.model, i.sample(s.lesion_images), batch_size=s.batch_size, seed=s.seed)
+    yield found
+    if found.able:
+        yield unit_importance(
+            i.model,
+            reading_images(i),
+            most=s.units,
+            ablated_images=s.unit_images,
+            batch_size=s.batch_size,
+            seed=s.seed,
+        )
+
+
+LESIONS = Analysis(
+    "lesions",
+    "lesion accuracy",
+    "Which branches, blocks and units does the accuracy depend on?",
+    (Lesions, UnitImportance),
+    lesion_study,
+    needs="images",
+    baseline=True,
+    decided_by=decided_by,
+)
+
+
 ROOM = Room(
     "mixing",
     "analysis of mixing",
@@ -181,6 +214,7 @@ ROOM = Room(
         FREQUENCIES,
         RESIDUAL,
         LENS,
+        LESIONS,
     ),
     views=(
         View(AttentionDistance, attention_section),
@@ -189,5 +223,7 @@ ROOM = Room(
         View(FrequencyProfile, frequency_section),
         View(ResidualStream, residual_section),
         View(ClassLens, lens_section),
+        View(Lesions, lesions_section),
+        View(UnitImportance, importance_section),
     ),
 )

@@ -54,8 +54,8 @@ class Lesions(Result):
     frame = Frame(
         "layer",
         """model=model.name model.trained layer=layers.name layers.kind layers.depth
-        ablation=ablations accuracy low,high=interval drop drop_low,drop_high=drop_interval
-        p_mcnemar=p_value intact chance labelled n""",
+        ablation=ablations accuracy accuracy_low,accuracy_high=interval
+        drop drop_low,drop_high=drop_interval p_mcnemar=p_value intact chance labelled n""",
     )
 
     model: ModelRecord
@@ -257,6 +257,11 @@ def predictions_under(
     size = min(batch_size, at_once(_bytes_of_blocks(model), LARGE))
     with evaluating(model.module), torch.no_grad():
         for batch in images.batches(transform_of(model), size):
+            if tuple(batch.shape[1:]) != model.input.size:
+                raise ImagesError(
+                    f"the images are {tuple(batch.shape[1:])} and {model.name} takes "
+                    f"{model.input.size}"
+                )
             x = batch.to(model.device, model.dtype)
             rows = slice(start, start + len(x))
             with _recorded(model) as outputs:

@@ -61,9 +61,11 @@ class UnitImportance(Result):
     title: ClassVar[str] = "Unit importance"
     frame = Frame(
         "unit",
-        """model=model.name model.trained layer=layer.name layer.kind layer.depth of unit=units
-        margin_drop margin_low margin_high accuracy_drop drop_low,drop_high=drop_interval auroc
-        class=class_names intact labelled n""",
+        """model=model.name model.trained layer=layer.name layer.kind layer.depth unit=units of
+        margin_drop margin_drop_low margin_drop_high
+        accuracy_drop accuracy_drop_low,accuracy_drop_high=drop_interval auroc class=class_names
+        rank_correlation=by_margin.value rank_correlation_low=by_margin.low
+        rank_correlation_high=by_margin.high intact labelled n""",
     )
 
     model: ModelRecord
@@ -73,8 +75,8 @@ class UnitImportance(Result):
     units: Annotated[np.ndarray, "unit"]
     labelled: bool
     margin_drop: Annotated[np.ndarray, "unit"]
-    margin_low: Annotated[np.ndarray, "unit"]
-    margin_high: Annotated[np.ndarray, "unit"]
+    margin_drop_low: Annotated[np.ndarray, "unit"]
+    margin_drop_high: Annotated[np.ndarray, "unit"]
     right: Annotated[np.ndarray, "unit + 1", "image"]
     auroc: Annotated[np.ndarray, "unit"]
     class_names: Annotated[tuple[str, ...], "unit"]
@@ -160,8 +162,8 @@ def unit_importance(
         units=index,
         labelled=labels is not None,
         margin_drop=change,
-        margin_low=low,
-        margin_high=high,
+        margin_drop_low=low,
+        margin_drop_high=high,
         right=right,
         auroc=auroc,
         class_names=names,

@@ -113,6 +113,7 @@ _ANSWERS = {
     "AttributionPanel": {"predicted", "target", "layer"},
     "Attribution": {"predicted", "target", "layer"},
     "ClassSelectivity": {"class"},
+    "UnitImportance": {"class"},
     "Dissection": {"concept"},
     "DissectedChannel": {"image"},
 }

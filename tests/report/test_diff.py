@@ -473,6 +473,8 @@ WITH_INTERVALS = {
     "ProbeResult": 2,
     "FewShotResult": 1,
     "ClassLens": 3,
+    "Lesions": 2,
+    "UnitImportance": 3,
     "ControlTask": 3,
     "OnlineCode": 1,
     "RandomLabels": 1,

@@ -26,7 +26,9 @@ from mixer_probe.cost.frontier import COSTS, AccuracyCost
 from mixer_probe.images.distortions import LowPass, PatchShuffle, Shift
 from mixer_probe.invariance import compare_architectures, error_consistency
 from mixer_probe.invariance.findings import consistency_sentences, kind_sentence, shift_sentence
+from mixer_probe.mixing import Lesions
 from mixer_probe.mixing.findings.lens import above_chance, lens_sentences
+from mixer_probe.mixing.findings.lesions import lesion_sentences
 from mixer_probe.mixing.lens import READERS, ClassLens
 from mixer_probe.probing import ConfusionMatrix, ProbeResult, calibration
 from mixer_probe.probing.findings import (
@@ -488,6 +490,23 @@ def lens_reads_more(rng: Random, planted: bool) -> bool:
     )
 
 
+def lesion_of_one(rng: Random, planted: bool) -> bool:
+    """Spatial layers whose ablation costs as much, or one of them more."""
+    labels = np.arange(N) % 4
+    fractions = [0.9, 0.6, 0.6, 0.2 if planted else 0.6, 0.6, 0.6, 0.6]
+    right = rng.random((LAYERS + 1, N)) < np.array(fractions)[:, None]
+    found = Lesions(
+        model=MODEL,
+        images=ImagesRecord("pets", "test", N, 4, "0"),
+        layers=tuple(replace(layer, kind="spatial") for layer in layers_of(LAYERS)),
+        ablations=("mean",) * LAYERS,
+        labelled=True,
+        labels=labels,
+        predicted=np.where(right, labels, (labels + 1) % 4),
+    )
+    return any("largest drop" in text for text in lesion_sentences(found, [found]))
+
+
 def lens_above_chance(rng: Random, planted: bool) -> bool:
     found = lens_of(rng, [0.25, 0.4 if planted else 0.25, 0.25, 0.25, 0.25])
     return bool(above_chance(found)[1].any())
@@ -570,6 +589,7 @@ ROWS: dict[Callable[[Random, bool], bool], int] = {
     channel_of_a_page: 400,
     lens_reads_more: 200,
     lens_above_chance: 400,
+    lesion_of_one: 200,
     last_layers: 400,
     replicas: 400,
     moved: 400,

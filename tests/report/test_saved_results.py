@@ -32,7 +32,7 @@ from mixer_probe.invariance import (
     error_consistency,
     representation_shift,
 )
-from mixer_probe.mixing import class_lens
+from mixer_probe.mixing import class_lens, lesions, unit_importance
 from mixer_probe.report import compare_reports, export_report, narrate
 from mixer_probe.report.views import all_views
 from mixer_probe.similarity.identification import layer_identification
@@ -163,10 +163,28 @@ def set_against_accuracy() -> list[Any]:
 
 
 # A kind of result without a line here fails: whoever adds one says how to make a small one.
+def ablated() -> list[Any]:
+    """A network, its units, and a network of one class as its untrained baseline."""
+    from tests.mixing.test_lesions import answered, constant, network
+
+    model, other = network("mixer"), constant(network("mixer"))
+    images = answered(model, 24)
+    found, units = lesions(model, images), unit_importance(model, images, "blocks.1", most=4)
+    trained = replace(found.model, trained=True)
+    baseline = replace(found.model, name=f"{trained.name}?untrained", trained=False)
+    return [
+        replace(found, model=trained),
+        replace(units, model=trained),
+        replace(lesions(other, images), model=baseline),
+    ]
+
+
 MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "PaperFigures": lambda: [paper_figures(models()[0], surrogates=3, shuffles=2)],
     "ConvolutionEquivalence": lambda: [convolution_equivalence(models()[0], images())],
     "ClassLens": read_early,
+    "Lesions": lambda: ablated()[::2],
+    "UnitImportance": lambda: ablated()[1:2],
     "MixerScales": lambda: [mixer_scales()],
     "ModelCost": lambda: [cost()],
     "AccuracyCost": set_against_accuracy,

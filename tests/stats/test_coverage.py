@@ -36,6 +36,8 @@ from mixer_probe.stats import (
     mean_interval,
     median_interval,
     paired_counts,
+    rank_correlation,
+    rank_interval,
     wilson_interval,
 )
 from mixer_probe.stats.differences import difference_interval as independent_difference
@@ -95,6 +97,15 @@ def differences(n: int, p: float, q: float) -> Callable[[Random], tuple[Bounds, 
         difference_interval(paired_counts(*pairs(random, (4000, n), p, q))),
         p - q,
     )
+
+
+def ranked(n: int, rho: float) -> Callable[[Random], tuple[Bounds, float]]:
+    def case(random: Random) -> tuple[Bounds, float]:
+        x, y = random.normal(size=(2, 10_000, n))
+        found = rank_correlation(x, rho * x + (1 - rho**2) ** 0.5 * y)
+        return rank_interval(found, n), float(6 / np.pi * np.arcsin(rho / 2))
+
+    return case
 
 
 def kappas(n: int, p: float, q: float) -> Callable[[Random], tuple[Bounds, float]]:
@@ -309,6 +320,7 @@ CASES = {
         for p, q in ((0.9, 0.6), (0.9, 0.85), (0.5, 0.2))
     },
     "kept, two families of two, n = 200": kept_by_groups(200),
+    **{f"rank correlation, n = {n}: {rho}": ranked(n, rho) for n in (32, 64) for rho in (0.0, 0.5)},
     **{f"R2, n = 100: {truth}": r_squared(100, truth) for truth in (0.3, 0.75, 0.95)},
     "selectivity, n = 200": selectivity(200, False),
     "relative selectivity, n = 200": selectivity(200, True),

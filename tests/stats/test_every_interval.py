@@ -79,6 +79,8 @@ REASONS: dict[str, str] = {
         for name in ("profiles", "amplitude", "variance", "amplitude_change", "variance_change")
     },
     "ModelCost": "median of times, n = 7",
+    "Lesions accuracy": SHARE,
+    "Lesions drop": "paired shares (Tango), n = 100: 0.9, 0.8",
     "Narrative": COPIED,
     "OnlineCode": "length of the online code, 3 orders",
     **{
@@ -114,6 +116,9 @@ REASONS: dict[str, str] = {
         "no case here: test_components simulates the components of images"
     ),
     "TargetProbe": "R2, n = 100: 0.75",
+    "UnitImportance margin_drop": MEAN + "gains, skewed",
+    "UnitImportance accuracy_drop": "paired shares (Tango), n = 100: 0.9, 0.8",
+    "UnitImportance rank_correlation": "rank correlation, n = 32: 0.5",
 }
 
 
