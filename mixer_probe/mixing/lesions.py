@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 
 from mixer_probe.capture import (
@@ -133,6 +134,28 @@ class Lesions(Result):
     @property
     def _counts(self) -> np.ndarray:
         return paired_counts(self.right[:1], self.right[1:])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per lesion, below that of the intact network."""
+        lesions = self.frame.of(self)
+        intact = pd.DataFrame(
+            {
+                "model": self.model.name,
+                "trained": self.model.trained,
+                "layer": "none",
+                "kind": "",
+                "ablation": "none",
+                "accuracy": self.intact,
+                "accuracy_low": self.intact_interval[0],
+                "accuracy_high": self.intact_interval[1],
+                "intact": self.intact,
+                "chance": self.chance,
+                "labelled": self.labelled,
+                "n": self.n,
+            },
+            index=[0],
+        ).reindex(columns=lesions.columns)
+        return pd.concat([intact, lesions], ignore_index=True) if len(lesions) else intact
 
     def of_kind(self, kind: str) -> list[int]:
         """Indices of the layers of a kind: "spatial", "channel" or "block"."""

@@ -8,6 +8,9 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.validate import checked
+
 
 def rank_correlation(x: Any, y: Any) -> np.ndarray:
     """Spearman's correlation of `x` and `y` along the last axis; NaN where one is constant."""
@@ -32,6 +35,7 @@ def rank_interval(rho: Any, n: int, level: float = 0.95) -> tuple[np.ndarray, np
     return np.where(rho <= -1, -1.0, low), np.where(rho >= 1, 1.0, high)
 
 
+@checked(MeasureError)
 def rank_null(x: np.ndarray, y: np.ndarray, permutations: int, seed: int) -> np.ndarray:
     """|rank correlation| [permutation] of `x` [n] with permuted `y` [n]: no relation at all."""
     random = np.random.default_rng(seed)

@@ -144,8 +144,10 @@ def test_all_numbers_follow_from_the_answers(found: Lesions) -> None:
     assert by_image.mean() == pytest.approx(found.drop[found.of_kind("block")].mean())
     assert found.chance == np.bincount(found.labels).max() / 40
     frame = found.to_frame()
-    assert len(frame) == 6
-    assert set(frame.ablation) == {"mean", "skipped"}
+    assert len(frame) == 7
+    assert frame.layer[0] == "none"
+    assert frame.accuracy[0] == found.intact
+    assert set(frame.ablation) == {"none", "mean", "skipped"}
 
 
 def test_other_ablations() -> None:
@@ -192,7 +194,7 @@ def test_what_has_nothing_to_lose_is_not_ablated() -> None:
     assert one.layers == ()
     assert one.constant
     assert "one class for all 20 images" in lesion_sentences(one, [one])[0]
-    assert len(one.to_frame()) == 0
+    assert one.to_frame().layer.tolist() == ["none"]
     with pytest.raises(MeasureError, match="no lesion to draw"):
         lesion_curves([one, at_chance])
     headless = as_model(CASES["mixer"].network(), 32)

@@ -41,7 +41,9 @@ def results_of(name: str) -> list[Result]:
     """What an analysis gives of a Mixer and a ViT, where it is for them, and of their untrained
     baselines."""
     models = [m for m in networks() if m.family in ROOM[name].families]
-    settings = MixingSettings(images=2, reading_images=6, positions=4)
+    settings = MixingSettings(
+        images=2, reading_images=6, positions=4, lesion_images=6, units=3, unit_images=3
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixerProbeWarning)
         return run_analyses(models, {"mixing": [name]}, few_images(), mixing=settings)
@@ -59,11 +61,11 @@ def test_every_network_that_an_analysis_is_for_has_its_results(analysis: Analysi
         return
     names = [m.name for m in networks() if m.family in analysis.families]
     baselines = [f"{name}?untrained" for name in names] if analysis.baseline else []
-    for kind in analysis.results:
-        assert {r.model.name for r in results if isinstance(r, kind)} == {
-            *names,
-            *baselines,
-        }  # type: ignore[attr-defined]
+    for k, kind in enumerate(analysis.results):
+        found = {r.model.name for r in results if isinstance(r, kind)}  # type: ignore[attr-defined]
+        assert set(names) <= found <= {*names, *baselines}
+        # What follows the first result may need a network that is above chance.
+        assert k or found == {*names, *baselines}
 
 
 @of_analyses
