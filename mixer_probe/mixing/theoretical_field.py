@@ -40,7 +40,7 @@ def theoretical_field(model: Model, layers: str | Sequence[str] = "blocks") -> d
     two sides, also where it is larger than the image (427 px after the last block of ResNet-50).
 
     Infinite where the field is the whole image whatever its size, as of every block of a Mixer or
-    ViT; NaN for windowed attention (Swin) that has not reached the whole image, where the field
+    ViT; NaN for windowed attention (Swin) before a window is as large as the map, where the field
     depends on the position. Raises MeasureError for a layer without a grid of positions, and as
     `Model.select` does."""
     chosen = [layer for layer, _ in with_grid(model.select(layers), "a receptive field")]
@@ -48,8 +48,14 @@ def theoretical_field(model: Model, layers: str | Sequence[str] = "blocks") -> d
     places = {layer.name: layer for layer in (*model.layers, *chosen) if layer.grid}
     reads_all = _reads_all(model, list(places.values()))
     size = np.array(model.input.size[1:])
+    windows = model.family == "vit" and model.structure.blocks[0].spec.axes is Axes.BHWC
 
     def whole(layer: Layer) -> bool:
+        if windows:
+            # A shifted window holds positions of opposite borders, which a mask keeps apart, though
+            # not for NaN.
+            sides = getattr(model.module.get_submodule(layer.module), "window_size", (0, 0))
+            return all(a >= b for a, b in zip(sides, layer.grid or sides, strict=True))
         field, jump = walked[layer.module, layer.call]
         # By the walk, the last position is too far away from the first pixel.
         return reads_all[layer.name] and bool((field < 2 * (size - jump)).any())
@@ -57,7 +63,6 @@ def theoretical_field(model: Model, layers: str | Sequence[str] = "blocks") -> d
     # What a block reads, all that follow read.
     blocks = [layer for layer in places.values() if layer.kind == "block" and whole(layer)]
     since = min((layer.order for layer in blocks), default=math.inf)
-    windows = model.family == "vit" and model.structure.blocks[0].spec.axes is Axes.BHWC
     mixed = min((x.order for x in model.layers if x.kind == "spatial"), default=math.inf)
     found = {}
     for layer in chosen:

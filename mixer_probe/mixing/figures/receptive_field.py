@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -14,6 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
+from mixer_probe.core.words import studied
 from mixer_probe.mixing.receptive_field import EffectiveReceptiveField
 from mixer_probe.models.layer import spread
 from mixer_probe.plotting.curves import curve, cut, depths, fraction_text, key_below, model_keys
@@ -59,7 +61,7 @@ def receptive_field_maps(results: Sequence[EffectiveReceptiveField], columns: in
             axes.spines[:].set_visible(False)
         for axes in row[len(chosen) :]:
             axes.set_visible(False)
-        name = model_label(result.model).replace("?", "\n?")
+        name = "\n".join(wrap(model_label(result.model).replace("?", " ?"), 14))
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     bar = figure.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=panels, shrink=0.8, aspect=25)
     bar.set_label("gradient energy / its maximum (log scale)", fontsize=8)
@@ -76,13 +78,13 @@ def receptive_field_curves(results: Sequence[EffectiveReceptiveField]) -> Figure
     figure = Figure(figsize=(9.6, 3.1))
     panels = figure.subplots(1, 3, sharex=True)
     styles = line_styles([r.model for r in results])
-    theoretical = False
+    theoretical, own = False, studied(r.model for r in results)
     for level, axes in enumerate(panels[:2]):
         for r in results:
             style, bounds = styles[r.model.name], (r.area_low[:, level], r.area_high[:, level])
             curve(axes, depths(r), r.area[:, level], bounds, style)
             whole = np.minimum(r.theoretical**2 / np.prod(r.size), 1.0)
-            if r.model.family == "cnn" and r.model.trained and np.isfinite(whole).any():
+            if r.model.family == "cnn" and r.model in own and np.isfinite(whole).any():
                 axes.plot(depths(r), whole, color=style["color"], linestyle="--", linewidth=0.9)
                 theoretical = True
         axes.set(
