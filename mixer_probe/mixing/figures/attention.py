@@ -63,18 +63,20 @@ def attention_distances(results: Sequence[AttentionDistance]) -> Figure:
     for axes, result in zip(panels[1] if with_prefix else (), own):
         blocks, values = 1 + np.arange(len(result.blocks)), 100 * result.prefix.value
         if not np.isfinite(values).any():
-            axes.text(
-                0.5, 0.5, "no prefix tokens", ha="center", color=GREY, transform=axes.transAxes
-            )
+            axes.remove()
             continue
         axes.plot(np.repeat(blocks, values.shape[1]), values.ravel(), **_DOT)
         with np.errstate(invalid="ignore"):
             axes.plot(blocks, np.nansum(values, 1) / np.isfinite(values).sum(1), **_MEAN)
-    if with_prefix:
-        panels[1, 0].set(ylabel="attention to\nprefix tokens (%)", ylim=(0, None))
-    for axes in panels[-1]:
-        axes.set_xlabel("block")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    shown = [axes for axes in panels[1:].flat if axes in figure.axes]
+    if shown:
+        shown[0].set(ylabel="attention to\nprefix tokens (%)", ylim=(0, None))
+        shown[0].tick_params(labelleft=True)
+    for column in panels.T:
+        lowest = [axes for axes in column if axes in figure.axes][-1]
+        lowest.set_xlabel("block")
+        lowest.tick_params(labelbottom=True)
+        lowest.xaxis.set_major_locator(MaxNLocator(integer=True))
     keys = [Line2D([], [], label="head", **_DOT), Line2D([], [], label="mean over heads", **_MEAN)]
     if "untrained" in found:
         keys.append(Line2D([], [], label="untrained baseline", **_UNTRAINED))

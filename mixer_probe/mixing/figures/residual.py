@@ -60,7 +60,7 @@ def norm_ratios(results: Sequence[ResidualStream]) -> Figure:
             low, high = (getattr(result.ratio, side)[:, b] for side in ("low", "high"))
             curve(axes, blocks, result.ratio.value[:, b], (low, high), style)
         axes.set_title(plain(model_label(result.model)), fontsize=9)
-        axes.set(xlabel="block", yscale="log")
+        axes.set(xlabel="block", yscale="log", xlim=(0.5, len(blocks) + 0.5))
         axes.axhline(1, color=GREY, linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("norm ratio, skip to branch")
