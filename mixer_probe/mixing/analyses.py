@@ -176,11 +176,11 @@ COMPONENTS = Analysis(
 
 
 def lesion_study(i: Inputs) -> Iterator[Result]:
-    """Lesions, and the importance of units of a network that has an accuracy to lose."""
+    """Lesions, and the importance of units of a trained network that has an accuracy to lose."""
     s = settings(i)
     found = lesions(i.model, i.sample(s.lesion_images), batch_size=s.batch_size, seed=s.seed)
     yield found
-    if found.able:
+    if found.able and found.model.trained:
         yield unit_importance(
             i.model,
             reading_images(i),
