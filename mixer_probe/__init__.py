@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     )
     from mixer_probe.core.result import load_results, save_results
     from mixer_probe.images import Images, load_concepts, load_images
-    from mixer_probe.mixing import attention_distance, effective_receptive_field
+    from mixer_probe.mixing import attention_distance, effective_receptive_field, spatial_mixing
     from mixer_probe.models import Layer, Model, list_models, load_model
     from mixer_probe.probing import linear_probe
     from mixer_probe.report import write_report
@@ -101,7 +101,7 @@ _HOMES = {
         "top_images",
     ),
     "mixer_probe.images": ("Images", "load_concepts", "load_images"),
-    "mixer_probe.mixing": ("attention_distance", "effective_receptive_field"),
+    "mixer_probe.mixing": ("attention_distance", "effective_receptive_field", "spatial_mixing"),
     "mixer_probe.models": ("Layer", "Model", "list_models", "load_model"),
     "mixer_probe.probing": ("linear_probe",),
     "mixer_probe.report": ("write_report",),
@@ -167,6 +167,7 @@ __all__ = [
     "scale",
     "similarity",
     "spatial_kernels",
+    "spatial_mixing",
     "stem_filters",
     "study",
     "token_mixing",

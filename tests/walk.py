@@ -306,6 +306,7 @@ ALONE: dict[str, Alone] = {
     "load_results": _saved,
     "patch": lambda w: _inside(w, mp.patch(mp.extract(w.model, w.images, reduce="none"))),
     "position_embeddings": lambda w: mp.position_embeddings(w.model),
+    "spatial_mixing": lambda w: mp.spatial_mixing(w.model, w.images.subset(range(4))),
     "spatial_kernels": lambda w: mp.spatial_kernels(w.model, draws=19),
     "stem_filters": lambda w: mp.stem_filters(w.model),
     "token_mixing": lambda w: mp.token_mixing(w.model, surrogates=19, shuffles=1),

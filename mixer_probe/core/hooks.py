@@ -62,11 +62,11 @@ class Passes:
         self._network = network
         self.finished: Counter[str] = Counter()
 
-    def run(self, *inputs: Any) -> Any:
+    def run(self, *inputs: Any, **options: Any) -> Any:
         """The output of one pass; None where a hook stopped it."""
         self.finished.clear()
         try:
-            return self._network(*inputs)
+            return self._network(*inputs, **options)
         except Stop:
             return None
 

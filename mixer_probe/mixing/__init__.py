@@ -13,6 +13,7 @@ from mixer_probe.mixing.frequency import FrequencyProfile, frequency_profile
 from mixer_probe.mixing.high_norm import HighNormTokens
 from mixer_probe.mixing.lens import ClassLens, class_lens
 from mixer_probe.mixing.lesions import Lesions, lesions
+from mixer_probe.mixing.quantities import SpatialMixing, spatial_mixing
 from mixer_probe.mixing.receptive_field import (
     EffectiveReceptiveField,
     effective_receptive_field,
@@ -38,6 +39,7 @@ __all__ = [
     "MixingSettings",
     "RankCorrelation",
     "ResidualStream",
+    "SpatialMixing",
     "TokenComponents",
     "UnitImportance",
     "attention_distance",
@@ -48,6 +50,7 @@ __all__ = [
     "frequency_profile",
     "lesions",
     "residual_stream",
+    "spatial_mixing",
     "theoretical_field",
     "token_components",
     "unit_importance",

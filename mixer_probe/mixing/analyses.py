@@ -18,6 +18,7 @@ from mixer_probe.mixing import (
     Lesions,
     MixingSettings,
     ResidualStream,
+    SpatialMixing,
     TokenComponents,
     UnitImportance,
     attention_distance,
@@ -26,6 +27,7 @@ from mixer_probe.mixing import (
     frequency_profile,
     lesions,
     residual_stream,
+    spatial_mixing,
     token_components,
     unit_importance,
 )
@@ -36,6 +38,7 @@ from mixer_probe.mixing.views.lens import lens_section
 from mixer_probe.mixing.views.lesions import importance_section, lesions_section
 from mixer_probe.mixing.views.receptive_field import receptive_field_section
 from mixer_probe.mixing.views.residual import residual_section
+from mixer_probe.mixing.views.spatial_mixing import spatial_mixing_section
 
 
 def settings(i: Inputs) -> MixingSettings:
@@ -56,6 +59,24 @@ def reading_images(i: Inputs) -> Images:
 def decided_by(i: Inputs) -> Mapping[str, Any]:
     """What decides measurements of mixing besides the networks."""
     return {"images": i.images, "settings": settings(i)}
+
+
+def jacobians(i: Inputs) -> Iterator[SpatialMixing]:
+    """From where every block reads."""
+    s = settings(i)
+    yield spatial_mixing(i.model, images(i), positions=s.positions, probes=s.probes, seed=s.seed)
+
+
+JACOBIANS = Analysis(
+    "jacobian",
+    "spatial mixing",
+    "From where does each block read, with and without its skip connection, and from the image?",
+    (SpatialMixing,),
+    jacobians,
+    needs="images",
+    baseline=True,
+    decided_by=decided_by,
+)
 
 
 def attention(i: Inputs) -> Iterator[AttentionDistance]:
@@ -208,6 +229,7 @@ ROOM = Room(
     "analysis of mixing",
     MeasureError,
     analyses=(
+        JACOBIANS,
         ATTENTION,
         RECEPTIVE_FIELDS,
         COMPONENTS,
@@ -217,6 +239,7 @@ ROOM = Room(
         LESIONS,
     ),
     views=(
+        View(SpatialMixing, spatial_mixing_section),
         View(AttentionDistance, attention_section),
         View(EffectiveReceptiveField, receptive_field_section),
         View(TokenComponents, component_section),

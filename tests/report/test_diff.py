@@ -497,6 +497,7 @@ WITH_INTERVALS = {
     "ErrorConsistency": 1,
     "RepresentationShift": 2,
     "ResidualStream": 3,
+    "SpatialMixing": 1,
 }
 
 

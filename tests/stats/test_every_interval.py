@@ -115,6 +115,10 @@ REASONS: dict[str, str] = {
     "TokenComponents together": (
         "no case here: test_components simulates the components of images"
     ),
+    **{
+        f"SpatialMixing{which}": "no case here: test_spatial_mixing simulates samples of images"
+        for which in ("", " overall")
+    },
     "TargetProbe": "R2, n = 100: 0.75",
     "UnitImportance margin_drop": MEAN + "gains, skewed",
     "UnitImportance accuracy_drop": "paired shares (Tango), n = 100: 0.9, 0.8",

@@ -1,0 +1,130 @@
+"""Sentences on spatial mixing: from how far away a network reads, what training changed, and how
+architectures compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from mixer_probe.core.finding import Number, shown
+from mixer_probe.core.words import first_and_more, join, name_of, number, primary
+from mixer_probe.mixing.quantities import SpatialMixing
+from mixer_probe.stats.claims import LEVEL
+from mixer_probe.stats.differences import difference_interval, difference_p
+
+_WORDS = {
+    "relative_distance": "mean distance relative to uniform mixing",
+    "self_mass": "mass on the position itself",
+    "effective_positions": "fraction of effective positions",
+    "participation": "participation ratio",
+    "translation": "translation-structured fraction",
+    "dynamic": "dynamic fraction",
+    "prefix_mass": "mass on prefix tokens",
+}
+_OF_VIEW = {
+    "branch": "the branches that mix positions read",
+    "block": "with the skip connection blocks read",
+}
+
+
+def overall(r: SpatialMixing, view: str, quantity: str) -> Number:
+    """The mean over blocks of a quantity, with its interval."""
+    at = r.views.index(view), r.index(quantity)
+    value, low, high = (float(a[at]) for a in (r.overall, r.overall_low, r.overall_high))
+    return Number(quantity, value, low, high, n=r.n)
+
+
+def distance_sentence(r: SpatialMixing) -> str:
+    """The mean distance of each view, relative to uniform mixing, and blocks that mix nothing."""
+    name, parts = name_of(r.model), []
+    for view in (v for v in _OF_VIEW if v in r.views):
+        n = overall(r, view, "relative_distance")
+        if np.isfinite(n.value):
+            px = r.overall[r.views.index(view), r.index("distance_px")]
+            parts.append(f"{_OF_VIEW[view]} from {shown(n)} of that distance ({px:.3g} px)")
+    if "cumulative" in r.views:
+        value, low, high = r.curve("cumulative", "relative_distance")[:, -1].tolist()
+        if np.isfinite(value):
+            last = shown(Number("relative_distance", value, low, high))
+            parts.append(f"the output of {r.layers[-1].name} reads the image from {last} of it")
+    zero = [
+        layer.name
+        for layer, none in zip(r.layers, r.zero[0] if r.views else (), strict=True)
+        if none
+    ]
+    nothing = (
+        f" The spatial branch of {first_and_more(zero, 3)} of {name} is exactly zero and has no "
+        "distance."
+        if zero and r.views[0] == "branch"
+        else ""
+    )
+    if not parts:
+        return nothing.strip()
+    return (
+        f"{name}: relative to uniform mixing, and averaged over {len(r.layers)} blocks, "
+        f"{'; '.join(parts)} (n = {r.n} images in {r.groups} independent groups).{nothing}"
+    )
+
+
+def training_sentence(r: SpatialMixing, baseline: SpatialMixing, view: str = "branch") -> str:
+    """Which quantities of a view, averaged over blocks, differ from those of the untrained
+    baseline."""
+    if view not in r.views or view not in baseline.views:
+        return ""
+    pairs = [
+        (q, own, other)
+        for q in _WORDS
+        if q in r.quantities
+        for own, other in [(overall(r, view, q), overall(baseline, view, q))]
+        if np.isfinite([own.low, own.high, other.low, other.high]).all()
+    ]
+    if not pairs:
+        return ""
+    changed, same = [], []
+    for q, own, other in pairs:
+        numbers = (other.value, other.low, other.high, own.value, own.low, own.high)
+        if float(difference_p(*numbers)) * len(pairs) <= LEVEL:
+            low, high = difference_interval(*numbers).tolist()
+            change = number(own.value - other.value, low, high)
+            changed.append(f"{_WORDS[q]} from {other.value:.2f} to {own.value:.2f} (by {change})")
+        else:
+            same.append(_WORDS[q])
+    name = name_of(r.model)
+    of = f"Bonferroni over {len(pairs)} quantities, means over blocks of the spatial branch"
+    if not changed:
+        return (
+            f"{name}: no quantity differs significantly from that of the untrained baseline ({of})."
+        )
+    rest = f"; no significant change of the {join(same)}" if same else ""
+    return f"{name}: training changed the {join(changed)}{rest} ({of})."
+
+
+def architecture_sentence(results: Sequence[SpatialMixing], view: str = "branch") -> str:
+    """Pairs of networks whose relative distances differ, averaged over blocks."""
+    own = [r for r in primary(results) if view in r.views]
+    known = [(r, overall(r, view, "relative_distance")) for r in own]
+    known = [(r, n) for r, n in known if np.isfinite([n.value, n.low, n.high]).all()]
+    pairs = list(combinations(known, 2))
+    if not pairs:
+        return ""
+    found = []
+    for (a, m), (b, n) in pairs:
+        (a, m), (b, n) = ((b, n), (a, m)) if m.value > n.value else ((a, m), (b, n))
+        numbers = (m.value, m.low, m.high, n.value, n.low, n.high)
+        if float(difference_p(*numbers)) * len(pairs) <= LEVEL:
+            low, high = difference_interval(*numbers).tolist()
+            change = number(n.value - m.value, low, high)
+            found.append(f"{name_of(b.model)} farther than {name_of(a.model)} (by {change})")
+    if not found:
+        return (
+            "The mean distances of the spatial branches, relative to uniform mixing, do not differ "
+            f"significantly between the {len(known)} networks."
+        )
+    rest = len(pairs) - len(found)
+    others = f"; {rest} of {len(pairs)} pairs do not differ significantly" if rest else ""
+    return (
+        "Mean distance of the spatial branches, relative to uniform mixing and averaged over "
+        f"blocks: {'; '.join(found)}{others} (Bonferroni over {len(pairs)} pairs)."
+    )
