@@ -29,7 +29,12 @@ from mixer_probe.invariance.findings import consistency_sentences, kind_sentence
 from mixer_probe.mixing import Lesions
 from mixer_probe.mixing.findings.lens import above_chance, lens_sentences
 from mixer_probe.mixing.findings.lesions import lesion_sentences
+from mixer_probe.mixing.findings.spatial_mixing import (
+    architecture_sentence,
+    training_sentence,
+)
 from mixer_probe.mixing.lens import READERS, ClassLens
+from mixer_probe.mixing.quantities import QUANTITIES, SpatialMixing
 from mixer_probe.probing import ConfusionMatrix, ProbeResult, calibration
 from mixer_probe.probing.findings import (
     calibration_sentence,
@@ -512,6 +517,48 @@ def lens_above_chance(rng: Random, planted: bool) -> bool:
     return bool(above_chance(found)[1].any())
 
 
+def mixing_of(rng: Random, means: Any, name: str = "vit") -> SpatialMixing:
+    """Means over blocks of every quantity, measured with equal errors."""
+    value = np.asarray(means) + 0.03 * rng.standard_normal((1, len(QUANTITIES)))
+    half, none = WILSON * 0.03, np.zeros((1, LAYERS, len(QUANTITIES)))
+    return SpatialMixing(
+        model=replace(MODEL, name=name),
+        images=ImagesRecord("pets", "test", N, 4, "0"),
+        views=("branch",),
+        forms=("VJP",),
+        layers=layers_of(LAYERS),
+        quantities=QUANTITIES,
+        **dict.fromkeys(("value", "se", "low", "high"), none),
+        zero=none[..., 0] > 0,
+        uniform_px=none[..., 0],
+        overall=value,
+        overall_se=0 * value + 0.03,
+        overall_low=value - half,
+        overall_high=value + half,
+        matrix=np.zeros((1, LAYERS, 1, 4)),
+        matrix_se=np.zeros((1, LAYERS, 1, 4)),
+        grids=np.ones((LAYERS, 2)),
+        positions=np.ones(LAYERS),
+        cells=(1, 1),
+        size=(8, 8),
+        radius_px=2.0,
+        n=N,
+        groups=8,
+        probes=1,
+        seed=0,
+    )
+
+
+def mixing_that_training_changed(rng: Random, planted: bool) -> bool:
+    own, other = mixing_of(rng, 0.7 if planted else 0.5), mixing_of(rng, 0.5)
+    return "training changed" in training_sentence(own, other)
+
+
+def mixing_of_architectures(rng: Random, planted: bool) -> bool:
+    found = [mixing_of(rng, 0.7 if planted and not k else 0.5, f"net{k}") for k in range(3)]
+    return " farther than " in architecture_sentence(found)
+
+
 # -- similarity and reports ------------------------------------------------------------------------
 
 
@@ -561,6 +608,8 @@ def moved(rng: Random, planted: bool) -> bool:
 
 
 ROWS: dict[Callable[[Random, bool], bool], int] = {
+    mixing_that_training_changed: 400,
+    mixing_of_architectures: 400,
     best_layer: 200,
     training_adds: 200,
     readable: 200,
