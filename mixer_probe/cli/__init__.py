@@ -1,5 +1,5 @@
 """The command line `mixer-probe`: demo, models, analyses, inspect, extract, compare, probe,
-weights, channels, attribute, report, render, diff and app."""
+weights, mixing, channels, attribute, report, render, diff and app."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from contextlib import suppress
 from typing import NoReturn
 
 # The order in which `mixer-probe --help` lists them.
-from mixer_probe.cli import listing, similarity, probes, weights, channels, attribute, reports, diff  # isort: skip  # noqa: F401
+# isort: off
+from mixer_probe.cli import listing, similarity, probes, weights, mixing  # noqa: F401
+from mixer_probe.cli import channels, attribute, reports, diff  # noqa: F401
+
+# isort: on
 from mixer_probe.cli.options import app, console, errors
 from mixer_probe.cli.signals import Ended, ended_by_signals
 from mixer_probe.core.errors import MixerProbeError

@@ -410,7 +410,11 @@ class _Summary:
         pairs, sums = np.bincount(offsets), np.bincount(offsets, A)
         used = pairs > 0
         iid = (used.sum() - 1) / (A.size - 1)
-        structured = (sums[used] ** 2 / pairs[used]).sum() / np.square(A).sum()
+        # Entries that are all the same have no structure.
+        total = np.square(A).sum()
+        structured = (
+            (sums[used] ** 2 / pairs[used]).sum() / total if total > 1e-20 * own.sum() else np.nan
+        )
         # A group of one image has no pair.
         paired, dynamic = groups & (e.images > 1), np.nan
         if paired.any():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -29,12 +29,14 @@ def fill_steps(
     images: Images,
     train: Images | None,
     settings: StudySettings,
-    store: Path,
+    store: Path | None,
     steps: ResultCache,
     workers: int,
+    names: Mapping[str, Sequence[str]] | None = None,
+    shared: Mapping[str, Any] | None = None,
 ) -> None:
     """Compute what a study says of each network alone, `workers` networks in parallel, which divide
-    the cores.
+    the cores. `names` and `shared` are those of `Study`.
 
     Results are kept in `steps` and representations in `store`, where `run_study` of the same finds
     them. What cannot be computed here is left to that study, which raises its error. Warnings are
@@ -54,6 +56,8 @@ def fill_steps(
                         settings,
                         store,
                         steps,
+                        names,
+                        dict(shared or {}),
                         max(1, available_cores() // workers),
                     )
                     process = context.Process(target=_fill, args=given, daemon=True)
@@ -79,8 +83,10 @@ def _fill(
     images: Images,
     train: Images | None,
     settings: StudySettings,
-    store: Path,
+    store: Path | None,
     steps: ResultCache,
+    names: Mapping[str, Sequence[str]] | None,
+    shared: dict[str, Any],
     cores: int,
 ) -> None:
     parent = parent_process()
@@ -96,7 +102,8 @@ def _fill(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with suppress(MixerProbeError):
-            Study(images, train, settings, store, steps).add(loader())
+            study = Study(images, train, settings, store, steps, names, shared=shared)
+            study.add(loader())
         found = [
             (str(w.message), w.category)
             for w in caught
