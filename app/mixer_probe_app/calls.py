@@ -85,9 +85,12 @@ def network(choice: str, untrained: bool = False) -> Given:
     return Given(lambda: model(choice), key, code, (choice,))
 
 
-def shown_images(images: Images) -> Given:
-    """The images chosen, as an argument."""
-    return Given(lambda: images, key_of_images(images), "images", setup=data.setup())
+def shown_images(images: Images, most: int | None = None) -> Given:
+    """The images chosen, or a sample of at most so many of them, as an argument."""
+    if most is None:
+        return Given(lambda: images, key_of_images(images), "images", setup=data.setup())
+    few = images.sample(most)
+    return Given(lambda: few, key_of_images(few), f"images.sample({most})", setup=data.setup())
 
 
 def run_of(
@@ -210,21 +213,23 @@ def measured(
     *,
     baselines: bool = False,
     images: Callable[[Model], Images | None] = lambda network: None,
+    most: int | None = None,
+    **options: Any,
 ) -> list[Any]:
     """The results of a `function` of mixer_probe for the networks that have what it measures, each
     followed by its untrained baseline with `baselines`; a sentence for each of the others. `images`
-    gives what the function needs besides a network."""
+    gives what the function needs besides a network, at most `most` of them; `options` are its other
+    arguments."""
     found: list[Any] = []
     for name in names:
         with guarded():
             one = model(name)
             try:
-                given = [shown_images(i) for i in [images(one)] if i is not None]
+                given = [shown_images(i, most) for i in [images(one)] if i is not None]
                 for untrained in (False, True)[: 2 if baselines and one.weights.trained else 1]:
                     label = f"{what} of {name}" + (", untrained baseline" if untrained else "")
-                    found.append(
-                        result_of(page, label, what, function, network(name, untrained), *given)
-                    )
+                    arguments = network(name, untrained), *given
+                    found.append(result_of(page, label, what, function, *arguments, **options))
             except ModelError as error:
                 # What cannot be loaded is an error of the choice; what a network does not have is
                 # none.

@@ -37,10 +37,12 @@ class Entry:
 
 _UNITS = "Token-mixing units of a Mixer: spatial frequency and opposite-phase units."
 _KERNELS = "First-layer filters, effective spatial kernels, and kernel sharing across channels."
+_MIXING = "From where each position reads, attention heads, and principal components as colours."
 _IMAGE = "One image in all networks: predictions, attributions, and the effect of shuffling."
 ENTRIES = (
     Entry("Token_mixing", "Token mixing", "grid_on", _UNITS),
     Entry("Stem", "Stem and kernels", "filter_vintage", _KERNELS),
+    Entry("Mixing", "Mixing", "hub", _MIXING),
     Entry(
         "Similarity",
         "Similarity",
