@@ -17,7 +17,7 @@ from mixer_probe.plotting.style import SEQUENTIAL
 from mixer_probe_app.charts import CHOSEN, GREY, tips, uri
 
 # In pixels: the sides of maps by the number of networks, and of the pictures inside charts.
-_SIDES = {1: 340, 2: 300, 3: 200}
+_SIDES = {1: 340, 2: 300, 3: 192}
 _TILE, _HEAD, _GRID = 64, 104, 180
 # Queries along a side for which attention is drawn.
 _MOST_QUERIES = 16
@@ -38,8 +38,9 @@ def pictures(maps: np.ndarray, largest: np.ndarray) -> list[str]:
 def with_selections(whole: Any, charts: Sequence[alt.Chart], cell: int) -> Any:
     """A concatenated chart with a cell to choose in some `charts` of it: the one under the pointer,
     at first `cell`, unless a click holds one."""
-    # Named at the end: what puts charts beside each other renames them.
-    views = [f"cells_{k}" for k in range(len(charts))]
+    # altair sets a number at the end of a name to the place of the chart in its column: they are
+    # the first.
+    views = [f"cells of {k}_0" for k in range(len(charts))]
     for chart, name in zip(charts, views, strict=True):
         chart.name = name
     hover = alt.PointSelectionConfig(type="point", fields=["cell"], on="pointerover", clear=False)
@@ -137,7 +138,7 @@ def reading_maps(
     return with_selections(whole, [part.vconcat[0].layer[0] for part in whole.hconcat], cell)
 
 
-def _overview(cells: pd.DataFrame, grid: tuple[int, int], side: int, name: str) -> alt.LayerChart:
+def _overview(cells: pd.DataFrame, grid: tuple[int, int], side: int) -> alt.LayerChart:
     """The output cells as small maps; the chosen one is framed."""
     rows, columns = grid
     height = side * rows / columns
@@ -178,7 +179,7 @@ def _one_map(
         zero=True,
     )
     legend = alt.Legend(
-        title="P", orient="bottom", format=".1%", gradientLength=side - 30, tickCount=3
+        title="P", orient="bottom", format=".2~p", gradientLength=side - 30, tickCount=2
     )
 
     def axis(kind: Any, ends: tuple[str, str], most: float, title: str) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def _one_map(
             f"{ends[0]}:Q",
             title=title,
             scale=alt.Scale(domain=domain, nice=False, padding=0),
-            axis=alt.Axis(tickCount=4, grid=False),
+            axis=alt.Axis(tickCount=4, grid=False, minExtent=24, maxExtent=24),
         )
         name = "x" if ends[0] == "left" else "y"
         return {name: found, f"{name}2": f"{ends[1]}:Q"}
@@ -197,8 +198,8 @@ def _one_map(
     fields = {
         "left:Q .1~f": "from (px right)",
         "top:Q .1~f": "from (px down)",
-        "P:Q .2%": "P",
-        "se:Q .2%": "standard error of P",
+        "P:Q .3~p": "P",
+        "se:Q .2~p": "standard error of P",
     }
     only = f"datum.cell == ({_CHOSEN})"
     sources = (
