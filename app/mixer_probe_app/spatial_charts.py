@@ -17,8 +17,10 @@ from mixer_probe.plotting.style import SEQUENTIAL
 from mixer_probe_app.charts import CHOSEN, GREY, tips, uri
 
 # In pixels: the sides of maps by the number of networks, and of the pictures inside charts.
-_SIDES = {1: 340, 2: 300, 3: 192}
+_SIDES = {1: 340, 2: 300, 3: 188}
 _TILE, _HEAD, _GRID = 64, 104, 180
+# Heads beside each other.
+_ACROSS = 5
 # Queries along a side for which attention is drawn.
 _MOST_QUERIES = 16
 _HOVER, _HELD = "hover", "held"
@@ -132,7 +134,7 @@ def reading_maps(
             title.split("\n"), fontSize=13, anchor="start", limit=side + 30, offset=6
         )
         above = _overview(cells, result.cells, side).properties(title=heading)
-        below = _one_map(frame, cells, result, side, top, scale == "root")
+        below = _one_map(frame, cells, result, side, top, scale == "root", first=not parts)
         parts.append(alt.vconcat(above, below, spacing=14))
     whole = alt.hconcat(*parts, spacing=18).resolve_scale(color="independent")
     return with_selections(whole, [part.vconcat[0].layer[0] for part in whole.hconcat], cell)
@@ -169,6 +171,7 @@ def _one_map(
     side: int,
     top: float | None,
     root: bool,
+    first: bool,
 ) -> alt.LayerChart:
     """P over the sources of the chosen cell, in pixels of the image."""
     height, width = result.size
@@ -182,7 +185,7 @@ def _one_map(
         title="P", orient="bottom", format=".2~p", gradientLength=side - 30, tickCount=2
     )
 
-    def axis(kind: Any, ends: tuple[str, str], most: float, title: str) -> dict[str, Any]:
+    def axis(kind: Any, ends: tuple[str, str], most: float, title: str | None) -> dict[str, Any]:
         domain = [0, most] if ends[0] == "left" else [most, 0]
         found = kind(
             f"{ends[0]}:Q",
@@ -194,7 +197,7 @@ def _one_map(
         return {name: found, f"{name}2": f"{ends[1]}:Q"}
 
     places = axis(alt.X, ("left", "right"), width, "right (px)")
-    places |= axis(alt.Y, ("top", "bottom"), height, "down (px)")
+    places |= axis(alt.Y, ("top", "bottom"), height, "down (px)" if first else None)
     fields = {
         "left:Q .1~f": "from (px right)",
         "top:Q .1~f": "from (px down)",
@@ -268,7 +271,7 @@ def head_maps(frame: pd.DataFrame, grid: tuple[int, int], titles: Sequence[str],
         )
         .properties(width=_GRID, height=_GRID * rows / columns, title=title)
     )
-    across = min(len(titles), 6 if len(titles) <= 6 else 5)
+    across = min(len(titles), _ACROSS)
     shown = frame.assign(
         across=frame["head"] % across,
         down=frame["head"] // across,

@@ -16,6 +16,7 @@ MIXER, VIT, CNN = "mixer_s32_224?untrained", "test_vit?untrained", "test_resnet?
 MODELS = {
     "Token_mixing": [MIXER, VIT],
     "Stem": [MIXER, CNN],
+    "Mixing": [VIT, CNN],
     "Similarity": [VIT, CNN],
     "Probes": [VIT, CNN],
     "Channels": [VIT, CNN],

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PAGES = (
     "Token mixing",
     "Stem and kernels",
+    "Mixing",
     "Similarity",
     "Probes",
     "Channels",

@@ -29,6 +29,7 @@ PAGES = {
     "": [MIXER, VIT, CNN],
     "Token_mixing": [MIXER, VIT],
     "Stem": [MIXER, CNN],
+    "Mixing": [VIT, CNN],
     "Similarity": [VIT, CNN],
     "Probes": [VIT],
     "Channels": [VIT],
