@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 from PIL import Image
 
+import mixer_probe as mp
 from mixer_probe.core.words import base_name, join, short_name
 from mixer_probe.mixing import SpatialMixing
 from mixer_probe.mixing.cells import common_grid
@@ -273,8 +274,6 @@ def attention(names: Sequence[str]) -> None:
 def show_heads(name: str, block: str, distance: Any, number: int, most: int) -> None:
     """Maps of all heads for the query position under the pointer."""
     images, network = data.images().sample(most), model(name)
-    import mixer_probe as mp
-
     key = (calls.key_of(network), calls.key_of_images(images), block)
     found = cached(
         "attention maps",

@@ -37,7 +37,7 @@ def pictures(maps: np.ndarray, largest: np.ndarray) -> list[str]:
     return [uri(Image.fromarray(one)) for one in found]
 
 
-def with_selections(whole: Any, charts: Sequence[alt.Chart], cell: int) -> Any:
+def with_selections(whole: Any, charts: Sequence[Any], cell: int) -> Any:
     """A concatenated chart with a cell to choose in some `charts` of it: the one under the pointer,
     at first `cell`, unless a click holds one."""
     # altair sets a number at the end of a name to the place of the chart in its column: they are
@@ -122,7 +122,7 @@ def reading_maps(
     side = _SIDES.get(len(results), _SIDES[3])
     matrices = [r.matrix[r.views.index(view), k] for r, k in zip(results, layers, strict=True)]
     top = max(float(np.nanmax(m)) for m in matrices) if scale == "shared" else None
-    parts = []
+    parts: list[alt.VConcatChart] = []
     for result, layer, matrix, title in zip(results, layers, matrices, titles, strict=True):
         shape = [2 * n for n in result.cells]
         maps = matrix.reshape(-1, *shape).astype(float)
@@ -140,7 +140,7 @@ def reading_maps(
     return with_selections(whole, [part.vconcat[0].layer[0] for part in whole.hconcat], cell)
 
 
-def _overview(cells: pd.DataFrame, grid: tuple[int, int], side: int) -> alt.LayerChart:
+def _overview(cells: pd.DataFrame, grid: tuple[int, int], side: int) -> Any:
     """The output cells as small maps; the chosen one is framed."""
     rows, columns = grid
     height = side * rows / columns
@@ -160,7 +160,7 @@ def _overview(cells: pd.DataFrame, grid: tuple[int, int], side: int) -> alt.Laye
         .mark_rect(fill=None, stroke=CHOSEN, strokeWidth=3)
         .encode()
     )
-    drawn: alt.LayerChart = alt.layer(images, frame).properties(width=side, height=height)
+    drawn: Any = alt.layer(images, frame).properties(width=side, height=height)
     return drawn
 
 
@@ -172,12 +172,12 @@ def _one_map(
     top: float | None,
     root: bool,
     first: bool,
-) -> alt.LayerChart:
+) -> Any:
     """P over the sources of the chosen cell, in pixels of the image."""
     height, width = result.size
-    scale = alt.Scale(
+    scale: Any = alt.Scale(
         type="sqrt" if root else "linear",
-        scheme=SEQUENTIAL,
+        scheme=alt.SchemeParams(SEQUENTIAL),
         domain=[0, top] if top else alt.Undefined,
         zero=True,
     )
@@ -217,9 +217,7 @@ def _one_map(
         .mark_rect(fill=None, stroke=CHOSEN, strokeWidth=2)
         .encode(**places)
     )
-    drawn: alt.LayerChart = alt.layer(sources, own).properties(
-        width=side, height=side * height / width
-    )
+    drawn: Any = alt.layer(sources, own).properties(width=side, height=side * height / width)
     return drawn
 
 
@@ -307,7 +305,7 @@ def head_maps(frame: pd.DataFrame, grid: tuple[int, int], titles: Sequence[str],
     return with_selections(whole, [whole.hconcat[0]], cell)
 
 
-def head_distances(result: AttentionDistance, block: int) -> alt.LayerChart:
+def head_distances(result: AttentionDistance, block: int) -> Any:
     """Mean attention distance of every head against the block; the grey line is uniform attention,
     and the heads of `block` are marked."""
     frame = result.to_frame().assign(
@@ -338,5 +336,5 @@ def head_distances(result: AttentionDistance, block: int) -> alt.LayerChart:
         .mark_tick(color=GREY, thickness=2, bandSize=30)
         .encode(x=x, y="uniform:Q", tooltip=tips({"uniform:Q .2f": "uniform attention (px)"}))
     )
-    drawn: alt.LayerChart = alt.layer(uniform, spans, points).properties(height=320)
+    drawn: Any = alt.layer(uniform, spans, points).properties(height=320)
     return drawn
