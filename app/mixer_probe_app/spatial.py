@@ -105,6 +105,7 @@ def reading(names: Sequence[str]) -> None:
     with numbers, guarded():
         show_numbers(own, view, layers)
         show_curves(found, view)
+        show.findings(found)
 
 
 def _cells(place: Any, networks: Sequence[Model]) -> tuple[int, int]:
@@ -269,6 +270,7 @@ def attention(names: Sequence[str]) -> None:
                 "a head can see. Attention says which values are averaged, not what the block "
                 "makes of them: see Spatial mixing."
             )
+            show.findings([distance])
 
 
 def show_heads(name: str, block: str, distance: Any, number: int, most: int) -> None:
@@ -361,6 +363,7 @@ def components(names: Sequence[str]) -> None:
             "of one network. Colours of different networks and layers are not comparable."
         )
     )
+    show.findings(found)
     frame = pd.concat([r.to_frame() for r in found], ignore_index=True)
     show.folded_table("Explained variance by layer", frame)
 

@@ -18,9 +18,9 @@ from mixer_probe_app.charts import CHOSEN, GREY, tips, uri
 
 # In pixels: the sides of maps by the number of networks, and of the pictures inside charts.
 _SIDES = {1: 340, 2: 300, 3: 188}
-_TILE, _HEAD, _GRID = 64, 104, 180
-# Heads beside each other.
-_ACROSS = 5
+_TILE, _GRID = 64, 180
+# Heads beside each other, and the most pixels that they and each of them have.
+_ACROSS, _HEADS, _HEAD = 5, 525, 150
 # Queries along a side for which attention is drawn.
 _MOST_QUERIES = 16
 _HOVER, _HELD = "hover", "held"
@@ -270,6 +270,7 @@ def head_maps(frame: pd.DataFrame, grid: tuple[int, int], titles: Sequence[str],
         .properties(width=_GRID, height=_GRID * rows / columns, title=title)
     )
     across = min(len(titles), _ACROSS)
+    side = min(_HEAD, _HEADS / across)
     shown = frame.assign(
         across=frame["head"] % across,
         down=frame["head"] // across,
@@ -291,13 +292,13 @@ def head_maps(frame: pd.DataFrame, grid: tuple[int, int], titles: Sequence[str],
             y=alt.Y("down:O", axis=None, scale=alt.Scale(padding=0)),
         )
     )
-    height = _HEAD * rows / columns
-    images = base.mark_image(width=_HEAD - 6, height=height - 6).encode(
+    height = side * rows / columns
+    images = base.mark_image(width=side - 6, height=height - 6).encode(
         url="picture:N", tooltip=tips(fields)
     )
     labels = base.mark_text(dy=-height / 2 - 9, fontSize=11, color=GREY).encode(text="title:N")
     heads = alt.layer(images, labels).properties(
-        width=across * _HEAD,
+        width=across * side,
         height=lines * (height + 30),
         title=alt.TitleParams("Attention per head", fontSize=13, anchor="start"),
     )
