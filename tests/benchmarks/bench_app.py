@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -162,7 +163,9 @@ def visit(page: Page, name: str) -> float:
     """Click in the menu and wait until the page is at rest; seconds, without the moment that it has
     to last."""
     start = time.perf_counter()
-    page.get_by_test_id("stSidebarNav").get_by_role("link", name=name, exact=False).first.click()
+    # After the icon, whose name is text too; "Mixing" is not "Token mixing".
+    link = re.compile(rf"(^|\s){name}$")
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name=link).first.click()
     title = "Networks and images" if name == "Home" else name
     page.get_by_test_id("stMain").get_by_role("heading", name=title, exact=True).wait_for(
         timeout=WAIT
