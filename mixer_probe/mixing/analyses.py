@@ -94,6 +94,7 @@ ATTENTION = Analysis(
     needs="images",
     families=("vit",),
     baseline=True,
+    default=False,
     decided_by=decided_by,
 )
 
@@ -131,6 +132,7 @@ FREQUENCIES = Analysis(
     frequencies,
     needs="images",
     baseline=True,
+    default=False,
     decided_by=decided_by,
 )
 
@@ -151,6 +153,7 @@ LENS = Analysis(
     needs="images",
     baseline=True,
     labelled=True,
+    default=False,
     decided_by=lambda i: {**decided_by(i), "train": i.train, "seed": i.settings.seed},
 )
 
@@ -168,6 +171,7 @@ RESIDUAL = Analysis(
     residual,
     needs="images",
     baseline=True,
+    default=False,
     decided_by=decided_by,
 )
 
@@ -192,6 +196,7 @@ COMPONENTS = Analysis(
     components,
     needs="images",
     baseline=True,
+    default=False,
     decided_by=decided_by,
 )
 
@@ -220,6 +225,7 @@ LESIONS = Analysis(
     lesion_study,
     needs="images",
     baseline=True,
+    default=False,
     decided_by=decided_by,
 )
 

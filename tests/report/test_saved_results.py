@@ -38,7 +38,7 @@ from mixer_probe.report.views import all_views
 from mixer_probe.similarity.identification import layer_identification
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.summary import model_similarity
-from mixer_probe.study import StudySettings, run_study
+from mixer_probe.study import StudySettings, run_analyses, run_study
 from mixer_probe.weights import convolution_equivalence, paper_figures
 from tests import probes
 from tests.networks import CASES
@@ -134,6 +134,13 @@ def probed(name: str, **options: Any) -> list[Any]:
     return [getattr(probes, name)("net", **options)]
 
 
+def mixed(name: str, kind: str) -> list[Any]:
+    """What one analysis of mixing that no study makes by default gives of two networks, or of a
+    network and its baseline."""
+    found = run_analyses(models(), {"mixing": [name]}, images(), None, SETTINGS, strict=False)
+    return [r for r in found if type(r).__name__ == kind][:2]
+
+
 def read_early() -> list[Any]:
     """A network and, as its untrained baseline, another of other weights."""
     from tests.mixing.test_lens import network, pictures
@@ -182,6 +189,10 @@ def ablated() -> list[Any]:
 MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "PaperFigures": lambda: [paper_figures(models()[0], surrogates=3, shuffles=2)],
     "ConvolutionEquivalence": lambda: [convolution_equivalence(models()[0], images())],
+    "AttentionDistance": lambda: mixed("attention", "AttentionDistance"),
+    "TokenComponents": lambda: mixed("pca", "TokenComponents"),
+    "FrequencyProfile": lambda: mixed("fourier", "FrequencyProfile"),
+    "ResidualStream": lambda: mixed("residual", "ResidualStream"),
     "ClassLens": read_early,
     "Lesions": lambda: ablated()[::2],
     "UnitImportance": lambda: ablated()[1:2],
