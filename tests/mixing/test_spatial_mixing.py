@@ -323,6 +323,24 @@ def test_branches_that_are_zero_are_said_to_be_so() -> None:
     assert "is exactly zero and has no distance" in distance_sentence(found)
 
 
+def test_results_of_different_views_are_in_one_section() -> None:
+    from mixer_probe.core.section import Picture
+    from mixer_probe.mixing.findings.spatial_mixing import distance_sentence
+    from mixer_probe.mixing.views.spatial_mixing import spatial_mixing_section
+
+    case = CASES["mixer"]
+    model, images = case.model(), case.images(4)
+    found = [spatial_mixing(model, images, views=v) for v in (("branch", "block"), ("cumulative",))]
+    (section,) = spatial_mixing_section(found)
+    assert [item.draw() is not None for item in section.content if isinstance(item, Picture)] == [
+        True
+    ] * 3
+    blocks, image = map(distance_sentence, found)
+    assert f"averaged over {len(found[0].layers)} blocks" in blocks
+    assert "averaged" not in image
+    assert "reads the image from" in image
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -60,7 +60,9 @@ def mixing_distance(results: Sequence[SpatialMixing]) -> Figure:
 
 @styled
 def mixing_quantities(results: Sequence[SpatialMixing], view: str = "branch") -> Figure:
-    """Every other quantity of one view against relative depth, as in `mixing_distance`."""
+    """Every other quantity of one view against relative depth, as in `mixing_distance`, of the
+    results that have it. Raises MeasureError where none has."""
+    results = _of_view(results, view)
     known = [
         q
         for q in results[0].quantities
@@ -91,9 +93,7 @@ def mixing_maps(
     `cell` is (row, column) on the common grid, by default a central one, framed in the maps. The
     colour is the fraction of the energy of the row relative to uniform mixing, on one log scale.
     Raises MeasureError for a cell outside of the grid."""
-    shown = [r for r in results if view in r.views]
-    if not shown:
-        raise MeasureError(f"no result has the view '{view}'")
+    shown = _of_view(results, view)
     most = max(len(spread(r.layers, 5)) for r in shown)
     figure = Figure(figsize=(1.45 * most + 1.7, 1.6 * len(shown) + 0.5))
     panels = figure.subplots(len(shown), most, squeeze=False)
@@ -132,6 +132,13 @@ def mixing_maps(
     bar.set_label("energy relative to uniform mixing", fontsize=8)
     bar.outline.set_visible(False)
     return figure
+
+
+def _of_view(results: Sequence[SpatialMixing], view: str) -> list[SpatialMixing]:
+    shown = [r for r in results if view in r.views]
+    if not shown:
+        raise MeasureError(f"no result has the view '{view}'")
+    return shown
 
 
 def _views(results: Sequence[SpatialMixing]) -> list[str]:

@@ -44,11 +44,13 @@ def distance_sentence(r: SpatialMixing) -> str:
         if np.isfinite(n.value):
             px = r.overall[r.views.index(view), r.index("distance_px")]
             parts.append(f"{_OF_VIEW[view]} from {shown(n)} of that distance ({px:.3g} px)")
+    averaged = f"and averaged over {len(r.layers)} blocks, " if parts else ""
     if "cumulative" in r.views:
         value, low, high = r.curve("cumulative", "relative_distance")[:, -1].tolist()
         if np.isfinite(value):
             last = shown(Number("relative_distance", value, low, high))
-            parts.append(f"the output of {r.layers[-1].name} reads the image from {last} of it")
+            it = "it" if parts else "that distance"
+            parts.append(f"the output of {r.layers[-1].name} reads the image from {last} of {it}")
     zero = [
         layer.name
         for layer, none in zip(r.layers, r.zero[0] if r.views else (), strict=True)
@@ -62,10 +64,8 @@ def distance_sentence(r: SpatialMixing) -> str:
     )
     if not parts:
         return nothing.strip()
-    return (
-        f"{name}: relative to uniform mixing, and averaged over {len(r.layers)} blocks, "
-        f"{'; '.join(parts)} (n = {r.n} images in {r.groups} independent groups).{nothing}"
-    )
+    of = f"(n = {r.n} images in {r.groups} independent groups)"
+    return f"{name}: relative to uniform mixing, {averaged}{'; '.join(parts)} {of}.{nothing}"
 
 
 def training_sentence(r: SpatialMixing, baseline: SpatialMixing, view: str = "branch") -> str:

@@ -36,7 +36,7 @@ def spatial_mixing_section(results: Sequence[SpatialMixing]) -> list[Section]:
     of = f"{images_text(first.images)}; {vectors} per position and image"
     sentences = [architecture_sentence(results)]
     for r in primary(results):
-        baseline = untrained_baseline(r, results)
+        baseline = untrained_baseline(r, [other for other in results if other.views == r.views])
         sentences.append(distance_sentence(r))
         if baseline is not None:
             sentences.append(training_sentence(r, baseline))
