@@ -352,8 +352,8 @@ def components(names: Sequence[str]) -> None:
         part = _text(r.together[k], r.together_low[k], r.together_high[k], ".1%")
         column.caption(
             plain(
-                f"{layer.name}, depth {layer.depth:.2f}. Three components have {part} of the "
-                "variance."
+                f"{layer.name}, depth {layer.depth:.2f}. Three components explain {part} "
+                "of the variance."
             )
         )
     st.caption(

@@ -253,7 +253,7 @@ def test_components_of_networks_beside_each_other(open_page: Open) -> None:
     fine(page)
     k = next(k for k, layer in enumerate(found.layers) if layer.depth == 0.5)
     low, high = found.together_low[k], found.together_high[k]
-    expected = f"Three components have {found.together[k]:.1%} [{low:.1%}, {high:.1%}]"
+    expected = f"Three components explain {found.together[k]:.1%} [{low:.1%}, {high:.1%}]"
     assert f"{found.layers[k].name}, depth 0.50. {expected}" in texts(page)
     # The images and two networks.
     assert len(page.get("image")) == 3
