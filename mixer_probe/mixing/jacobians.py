@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from mixer_probe.core.hooks import Call, Stop, hooked
 from mixer_probe.core.memory import LARGE, at_once, slices
+from mixer_probe.mixing.attention_rows import attention_rows, has_plain_attention
 from mixer_probe.mixing.cells import Grid
 from mixer_probe.mixing.closed_form import branch_products, has_closed_form
 from mixer_probe.models.layer import Axes
@@ -29,6 +31,8 @@ View = Literal["branch", "block", "cumulative"]
 VIEWS: tuple[View, ...] = ("branch", "block", "cumulative")
 # More products at once take memory, and no less time.
 _MOST_AT_ONCE = 8
+# Rows of a Jacobian [row, image, token, channel] for output tokens and vectors.
+Pull = Callable[[Tensor, Tensor], Tensor]
 # Own, crossed, prefix energies of one group of images.
 Products = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -139,41 +143,36 @@ def block_products(
         own[index, at] += x.shape[-1] + 2 * trace
         crossed[index, at] += x.shape[-1] + 2 * pair_trace
         return found | {"block": (_numpy(own, crossed, none), form)}
-    given = x.detach().requires_grad_()
-    found = {}
-    with torch.enable_grad():
-        wanted: list[tuple[tuple[View, ...], Tensor]] = [
-            (("branch", "block") if skips else ("branch",), call.output(given, end))
-        ]
-        if not skips:
-            wanted.append((("block",), call.output(given, None)))
-    for views, y in wanted:
-        if not y.requires_grad:
+    sources: list[tuple[Sequence[View], Pull | None, int]] = []
+    pull: Pull | None
+    module = call.run.block.module
+    if skips and has_plain_attention(module, call.args[1:], call.kwargs):
+        sources.append((("branch", "block"), partial(attention_rows, module, x), x.shape[-1]))
+    else:
+        given = x.detach().requires_grad_()
+        with torch.enable_grad():
+            outputs = [call.output(given, end)] + ([] if skips else [call.output(given, None)])
+        of: list[Sequence[View]] = [("branch", "block")] if skips else [("branch",), ("block",)]
+        for views, y in zip(of, outputs, strict=True):
+            pull = partial(_gradient_rows, y, given, axes) if y.requires_grad else None
+            sources.append((views, pull, as_sequence(y, axes).shape[-1]))
+    found, at = {}, prefix + at
+    for views, pull, channels in sources:
+        if pull is None:
             empty = np.zeros((len(rows), as_sequence(x, axes).shape[-2] - prefix))
             found |= {v: ((empty, empty, np.zeros(len(rows))), "VJP") for v in views}
             continue
         sums: dict[View, list[Tensor]] = {}
-        tokens, channels = as_sequence(y, axes).shape[-2:]
-        step = min(at_once(8 * (x.nbytes + y.nbytes), LARGE), _MOST_AT_ONCE)
         for probe in range(probes):
-            vectors = signs((len(rows), channels), (*seed, probe), y)
+            vectors = signs((len(rows), channels), (*seed, probe), x)
             parts: dict[View, list[tuple[Tensor, ...]]] = {v: [] for v in views}
-            for part in slices(len(rows), step):
-                v = y.new_zeros(len(at[part]), tokens, channels)
-                v[torch.arange(len(v)), prefix + at[part]] = vectors[part]
-                v = v[:, None].expand(-1, len(y), -1, -1)
-                (gradient,) = torch.autograd.grad(
-                    y,
-                    given,
-                    from_sequence(v, axes, y),
-                    retain_graph=True,
-                    is_grads_batched=True,
-                )
-                row = as_sequence(gradient, axes)
+            for part in slices(len(rows), min(at_once(16 * x.nbytes, LARGE), _MOST_AT_ONCE)):
+                row = pull(at[part], vectors[part])
                 for view in views:
-                    # The Jacobian of the skip connection is the identity.
-                    whole = row + v if view == "block" and skips else row
-                    own, crossed = products(whole)
+                    if view == "block" and skips:
+                        # The Jacobian of the skip connection is the identity.
+                        row[torch.arange(len(row)), :, at[part]] += vectors[part][:, None]
+                    own, crossed = products(row)
                     parts[view].append(
                         (own[:, prefix:], crossed[:, prefix:], own[:, :prefix].sum(1))
                     )
@@ -182,6 +181,22 @@ def block_products(
                 sums[view] = [a + b for a, b in zip(sums[view], new)] if view in sums else new
         found |= {view: (_numpy(*arrays), "VJP") for view, arrays in sums.items()}
     return found
+
+
+def _gradient_rows(y: Tensor, x: Tensor, axes: Axes, at: Tensor, vectors: Tensor) -> Tensor:
+    """v^T J_ij [row, image, token, channel] of a block's output y by its input x, for the output
+    tokens `at` [row] and a vector for each [row, channel], by vector-Jacobian products."""
+    tokens, channels = as_sequence(y, axes).shape[-2:]
+    v = y.new_zeros(len(at), tokens, channels)
+    v[torch.arange(len(v)), at] = vectors
+    (gradient,) = torch.autograd.grad(
+        y,
+        x,
+        from_sequence(v[:, None].expand(-1, len(y), -1, -1), axes, y),
+        retain_graph=True,
+        is_grads_batched=True,
+    )
+    return as_sequence(gradient, axes).contiguous()
 
 
 def _numpy(*arrays: Tensor) -> Products:

@@ -15,6 +15,7 @@ from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.hooks import hooked
 from mixer_probe.core.switches import evaluating, frozen, not_in_place, unfused
 from mixer_probe.mixing import SpatialMixing, spatial_mixing
+from mixer_probe.mixing.attention_rows import attention_rows, has_plain_attention
 from mixer_probe.mixing.cells import (
     centres,
     common_grid,
@@ -24,6 +25,7 @@ from mixer_probe.mixing.cells import (
 )
 from mixer_probe.mixing.energies import Energies
 from mixer_probe.mixing.jacobians import (
+    _gradient_rows,
     as_sequence,
     block_calls,
     block_products,
@@ -262,6 +264,37 @@ def test_tangents_estimate_the_jacobian_from_the_image_without_bias(name: str) -
         )
     error = draws.std(0, ddof=1) / np.sqrt(len(draws))
     assert (np.abs(draws.mean(0) - right) <= 4 * error + 1e-9 * right.max()).all()
+
+
+@pytest.mark.parametrize("name", ["vit-gap", "deit-distilled", "dinov2-registers"])
+def test_rows_of_plain_attention_are_vector_products(name: str) -> None:
+    case = CASES[name]
+    model, x = case.model(dtype=torch.float64), case.images(2, torch.float64)
+    with evaluating(model.module), frozen(model.module), unfused(model.module):
+        call = block_calls(model, x)[-1]
+        (end, skips), given = list(_branch_ends(model))[-1], call.args[0].requires_grad_()
+        assert skips
+        assert has_plain_attention(call.run.block.module, call.args[1:], call.kwargs)
+        at = torch.tensor([0, 3, given.shape[1] - 1])
+        vectors = torch.randn(3, given.shape[2], dtype=torch.float64)
+        with torch.enable_grad():
+            right = _gradient_rows(call.output(given, end), given, Axes.BNC, at, vectors)
+    found = attention_rows(call.run.block.module, given.detach(), at, vectors)
+    torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
+
+
+def test_other_attention_is_not_plain() -> None:
+    for name in (
+        "eva",
+        "beit",
+        "swin",
+        "res-post",
+        "vit-differential",
+        "mixer",
+        "parallel-scaling",
+    ):
+        block = CASES[name].model().structure.runs[0].block.module
+        assert not has_plain_attention(block, (), {})
 
 
 # -- standard errors -------------------------------------------------------------------------------
