@@ -61,6 +61,7 @@ COMMANDS = [
     "probe",
     "weights",
     "channels",
+    "mixing",
     "report",
     "app",
 ]

@@ -102,29 +102,50 @@ def training_sentence(r: SpatialMixing, baseline: SpatialMixing, view: str = "br
 
 
 def architecture_sentence(results: Sequence[SpatialMixing], view: str = "branch") -> str:
-    """Pairs of networks whose relative distances differ, averaged over blocks."""
+    """Pairs of networks whose relative distances differ, averaged over blocks; two architectures at
+    once where all their pairs differ in one direction."""
     own = [r for r in primary(results) if view in r.views]
     known = [(r, overall(r, view, "relative_distance")) for r in own]
     known = [(r, n) for r, n in known if np.isfinite([n.value, n.low, n.high]).all()]
     pairs = list(combinations(known, 2))
     if not pairs:
         return ""
-    found = []
+    # By architectures, of which the first reads from farther away: names, change and bounds.
+    found: dict[tuple[str, str], list[tuple[str, str, float, float, float]]] = {}
     for (a, m), (b, n) in pairs:
         (a, m), (b, n) = ((b, n), (a, m)) if m.value > n.value else ((a, m), (b, n))
         numbers = (m.value, m.low, m.high, n.value, n.low, n.high)
         if float(difference_p(*numbers)) * len(pairs) <= LEVEL:
             low, high = difference_interval(*numbers).tolist()
-            change = number(n.value - m.value, low, high)
-            found.append(f"{name_of(b.model)} farther than {name_of(a.model)} (by {change})")
+            of = found.setdefault((b.model.family, a.model.family), [])
+            of.append((name_of(b.model), name_of(a.model), n.value - m.value, low, high))
     if not found:
         return (
             "The mean distances of the spatial branches, relative to uniform mixing, do not differ "
             f"significantly between the {len(known)} networks."
         )
-    rest = len(pairs) - len(found)
+    parts = []
+    for (b_family, a_family), of in found.items():
+        farther, nearer = (
+            [name_of(r.model) for r, _ in known if r.model.family == f]
+            for f in (b_family, a_family)
+        )
+        if b_family != a_family and len(of) == len(farther) * len(nearer) > 1:
+            each = sorted({f"{change:.2f}" for _, _, change, _, _ in of})
+            by = each[0] if len(each) == 1 else f"{each[0]} to {each[-1]}"
+            least, most = min(low for *_, low, _ in of), max(high for *_, high in of)
+            parts.append(
+                f"{join(farther)} farther than {join(nearer)} "
+                f"(by {by}; intervals within [{least:.2f}, {most:.2f}])"
+            )
+        else:
+            parts += [
+                f"{b} farther than {a} (by {number(change, low, high)})"
+                for b, a, change, low, high in of
+            ]
+    rest = len(pairs) - sum(map(len, found.values()))
     others = f"; {rest} of {len(pairs)} pairs do not differ significantly" if rest else ""
     return (
         "Mean distance of the spatial branches, relative to uniform mixing and averaged over "
-        f"blocks: {'; '.join(found)}{others} (Bonferroni over {len(pairs)} pairs)."
+        f"blocks: {'; '.join(parts)}{others} (Bonferroni over {len(pairs)} pairs)."
     )

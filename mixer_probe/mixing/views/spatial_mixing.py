@@ -102,7 +102,7 @@ def spatial_mixing_section(results: Sequence[SpatialMixing]) -> list[Section]:
             "spatial-mixing",
             "Spatial mixing",
             (text, *filter(None, sentences)),
-            (distance, *maps, quantities, means, table),
+            (distance, means, *maps, quantities, table),
             untrained_warning(r.model for r in results),
         )
     ]
