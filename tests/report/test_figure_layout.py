@@ -4,7 +4,7 @@ however many networks it has."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,19 @@ from torch import nn
 
 import mixer_probe as mp
 from mixer_probe.core.errors import UndefinedSimilarityWarning
-from mixer_probe.core.result import Result
+from mixer_probe.core.result import Result, load_results
 from mixer_probe.core.section import Picture
+from mixer_probe.mixing import MixingSettings, UnitImportance
+from mixer_probe.mixing.analyses import ROOM as MIXING
 from mixer_probe.report import make_sections
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.identification import layer_identification
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.summary import model_similarity
-from mixer_probe.study import StudySettings, run_study
+from mixer_probe.study import StudySettings, run_analyses, run_study
 from mixer_probe.weights.figures import token_mixing_units
+from tests.helpers.golden import GOLDEN
+from tests.networks import randomised
 from tests.tiny import SPEC
 
 # Boxes of neighbouring texts may touch: a font's box is a pixel higher than its letters.
@@ -77,13 +81,45 @@ def crowded() -> list[Result]:
     )
 
 
+def little() -> mp.Model:
+    network = MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1)
+    return mp.load_model(network, name="tiny", **SPEC).untrained()
+
+
 @pytest.fixture(scope="module")
 def alone() -> list[Result]:
     """One network with random weights, unlabelled images."""
-    model = mp.load_model(
-        MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1), name="tiny", **SPEC
-    ).untrained()
-    return run_study([model], mp.load_images("demo", limit=20), None, StudySettings(permutations=0))
+    return run_study(
+        [little()], mp.load_images("demo", limit=20), None, StudySettings(permutations=0)
+    )
+
+
+def mixing_by_name(models: Sequence[mp.Model], images: mp.Images) -> list[Result]:
+    """What no study makes unless asked."""
+    names = [analysis.name for analysis in MIXING.analyses if not analysis.default]
+    settings = MixingSettings(reading_images=20, lesion_images=20)
+    return run_analyses(models, {"mixing": names}, images, mixing=settings, strict=False)
+
+
+@pytest.fixture(scope="module")
+def mixing_crowded() -> list[Result]:
+    """Of seven networks that know the classes of the images, and units of each."""
+    images = mp.load_images("demo", limit=40)
+    models = []
+    for name, network in crowd().items():
+        network.reset_classifier(len(images.class_names))  # type: ignore[operator]
+        options = {"class_names": images.class_names, "name": name, **SPEC}
+        models.append(mp.load_model(randomised(network), **options))
+    (units,) = load_results(GOLDEN / "UnitImportance.json")
+    assert isinstance(units, UnitImportance)
+    named = [replace(units, model=replace(units.model, name=model.name)) for model in models]
+    return [*mixing_by_name(models, images), *named]
+
+
+@pytest.fixture(scope="module")
+def mixing_alone() -> list[Result]:
+    """One network with random weights, unlabelled images."""
+    return mixing_by_name([little()], replace(mp.load_images("demo", limit=20), labels=None))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +152,10 @@ class Drawn:
     texts: list[tuple[str, Bbox]]
 
 
-@pytest.fixture(scope="module", params=["study", "crowded", "alone", "compared"])
+WHAT = ("study", "crowded", "alone", "compared", "mixing_crowded", "mixing_alone")
+
+
+@pytest.fixture(scope="module", params=WHAT)
 def drawn(request: pytest.FixtureRequest) -> list[Drawn]:
     results = request.getfixturevalue(request.param)
     return [

@@ -175,6 +175,8 @@ def test_untrained_networks_are_named_in_every_section(tmp_path: Path) -> None:
     assert {s.anchor for s in sections} == {
         "models",
         "similarity",
+        "spatial-mixing",
+        "receptive-field",
         *of_channels,
         *of_weights,
         *of_probes,

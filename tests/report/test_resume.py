@@ -408,15 +408,18 @@ def test_representations_that_do_not_fit_on_the_disk_stop_the_study_with_a_sente
     assert str(caught.value).startswith(
         "the step 'representations of mixer' stopped: could not write to runs (No space left"
     )
-    weights = (
+    # Analyses of weights, and those of mixing, which have passes of their own.
+    before = (
         "anatomy",
+        "effective receptive field",
         "kernel tying",
         "spatial kernels",
+        "spatial mixing",
         "spectra",
         "stem filters",
         "token-mixing units",
     )
-    assert steps_in(tmp_path / "parts") == [f"{name} of mixer" for name in weights]
+    assert steps_in(tmp_path / "parts") == [f"{name} of mixer" for name in before]
 
 
 # -- a list of models ------------------------------------------------------------------------------
@@ -473,7 +476,7 @@ def test_networks_that_need_other_images_are_left_out_and_the_rest_is_done(tmp_p
         permutations=0,
         resamples=0,
         measures=("cka",),
-        analyses={"probing": ("accuracy",), "channels": (), "attribution": (), "mixing": ()},
+        analyses={"probing": ("accuracy",), "channels": (), "attribution": ()},
     )
     results = run_study(listed, images(), None, settings, steps=ResultCache(tmp_path))
     left_out = [r.step for r in results if isinstance(r, Skipped)]

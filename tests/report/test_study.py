@@ -14,7 +14,6 @@ from mixer_probe.capture.analysis_inputs import halves
 from mixer_probe.core.errors import ModelError
 from mixer_probe.core.result import Result, load_results, save_results
 from mixer_probe.core.skipped import Skipped
-from mixer_probe.mixing.analyses import ROOM as MIXING
 from mixer_probe.probing import linear_probe
 from mixer_probe.similarity.analyses import OTHER_DRAWS
 from mixer_probe.study import StudySettings, run_study
@@ -26,17 +25,14 @@ def kinds(results: list[Result]) -> Counter[str]:
 
 
 def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
-    # Those of mixing are in tests/mixing/test_room.py.
-    own = {kind.__name__ for analysis in MIXING.analyses for kind in analysis.results}
-    assert {kind: n for kind, n in kinds(study).items() if kind not in own} == {
+    assert kinds(study) == {
         "ModelCard": 3,
         "TokenMixing": 2,  # the Mixer and its untrained baseline
         "SpatialKernels": 6,
         "KernelTying": 4,
         # a ResNet has no kernel of its own for each channel, and attributions of a zero head are
-        # nothing; the classes of the images are no outputs of these networks, so that no lens reads
-        # them
-        "Skipped": 2 + 3,
+        # nothing
+        "Skipped": 2,
         "StemFilters": 3,
         "PositionEmbeddings": 1,
         "WeightSpectra": 6,
@@ -61,6 +57,8 @@ def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
         "ControlTask": 4,
         "OnlineCode": 7,  # untrained baselines have their own
         "PatchPosition": 3,
+        "SpatialMixing": 6,
+        "EffectiveReceptiveField": 6,
     }
 
 
@@ -113,13 +111,12 @@ def test_images_without_labels_leave_the_probes_out(tmp_path: Path) -> None:
     )
     skipped = [r for r in results if isinstance(r, Skipped)]
     assert [s.step for s in skipped] == [
-        "early reading",
         "linear probe",
         "class selectivity",
         "attributions of tiny-mixer",
     ]
-    assert all("have no labels" in s.reason for s in skipped[:3])
-    assert "its head is zero" in skipped[3].reason
+    assert all("have no labels" in s.reason for s in skipped[:2])
+    assert "its head is zero" in skipped[2].reason
     assert kinds(results)["SimilarityMatrix"] == 1
 
 

@@ -27,7 +27,7 @@ def component_maps(result: TokenComponents, images: int | None = None) -> Figure
     shown = len(result.shown) if images is None else min(images, len(result.shown))
     height, width = result.pictures.shape[1:3]
     columns, high = 1 + len(result.layers), height / width
-    figure = Figure(figsize=(1.15 * columns + 0.3, 1.15 * high * shown + 0.9))
+    figure = Figure(figsize=(max(1.15 * columns + 0.3, 3.3), 1.15 * high * shown + 0.9))
     heading(figure, model_label(result.model))
     board = Board(figure.add_subplot(), (0, columns), (-0.35, shown * high), high)
     board.text("input", 0, -0.04, va="bottom", fontsize=7)

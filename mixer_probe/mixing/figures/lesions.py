@@ -94,7 +94,7 @@ def importance_scatter(results: Sequence[UnitImportance]) -> Figure:
         raise MeasureError("there is no selectivity to draw: the images have no labels")
     columns = min(3, len(own))
     rows = -(-len(own) // columns)
-    figure = Figure(figsize=(max(3.0 * columns, 4.2), 2.9 * rows))
+    figure = Figure(figsize=(max(3.0 * columns, 4.2), 3.05 * rows))
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, result in zip(panels.flat, own):
         y = result.margin_drop
@@ -112,8 +112,8 @@ def importance_scatter(results: Sequence[UnitImportance]) -> Figure:
             alpha=0.8,
         )
         of = result.by_margin
-        title = f"{model_label(result.model)}, {cut(result.layer.name, 24)}"
-        axes.set_title(f"{title}\nrank correlation {of.value:.2f}", fontsize=8.5)
+        title = f"{model_label(result.model)}\n{cut(result.layer.name, 24)}"
+        axes.set_title(f"{title}\nrank correlation {of.value:.2f}", fontsize=8)
         axes.set_xlabel(plain("AUROC of the best class"))
     for line in panels:
         line[0].set_ylabel("loss of logit margin")

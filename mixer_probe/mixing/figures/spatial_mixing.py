@@ -95,7 +95,7 @@ def mixing_maps(
     Raises MeasureError for a cell outside of the grid."""
     shown = _of_view(results, view)
     most = max(len(spread(r.layers, 5)) for r in shown)
-    figure = Figure(figsize=(1.45 * most + 1.7, 1.6 * len(shown) + 0.5))
+    figure = Figure(figsize=(max(1.45 * most + 1.7, 3.5), 1.6 * len(shown) + 0.5))
     panels = figure.subplots(len(shown), most, squeeze=False)
     scale = LogNorm(0.05, 20)
     image: Any = None
