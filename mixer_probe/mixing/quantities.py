@@ -429,7 +429,7 @@ class _Summary:
                 (P * self._near[at]).sum(1).mean(),
                 np.exp(-(P * logs).sum(1)).mean() / P.shape[1],
                 np.trace(gram) ** 2 / np.square(gram).sum() / len(gram),
-                (structured - iid) / (1 - iid),
+                (structured - iid) / (1 - iid) if iid < 1 else np.nan,
                 dynamic,
                 (prefix / (prefix + whole)).mean() if prefix.any() else np.nan,
             ]
