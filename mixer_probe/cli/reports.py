@@ -104,6 +104,7 @@ def _write_study(
     from mixer_probe.core.files import remove_leftovers
     from mixer_probe.core.result import FILE_NAME, results_text
     from mixer_probe.report import make_sections, narrate
+    from mixer_probe.report.drawing import draw_in_parallel
     from mixer_probe.report.export import exporting
     from mixer_probe.report.html import report_page
     from mixer_probe.study import ResultCache, fill_steps, run_study
@@ -118,7 +119,9 @@ def _write_study(
             results = [narrate(results), *results]
         again = _how_again(loaders, images, train, settings, findings)
         export.write(FILE_NAME, results_text(results, again, title))
-        export.write("report.html", report_page(make_sections(results), results, title, again))
+        sections = make_sections(results)
+        draw_in_parallel(sections, workers)
+        export.write("report.html", report_page(sections, results, title, again))
     print_report(out)
 
 

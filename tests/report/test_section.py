@@ -4,11 +4,14 @@ region that is there."""
 from __future__ import annotations
 
 import re
+import sys
+import threading
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixer_probe.core.section import Picture, _numbered_clips
+from mixer_probe.core.section import Picture, Section, _numbered_clips
+from mixer_probe.report.drawing import draw_in_parallel
 
 
 def figure() -> Figure:
@@ -44,3 +47,24 @@ def test_only_clips_are_renamed() -> None:
     )
     assert _numbered_clips(text % (b"pa", b"pa")) == text % (b"clip0", b"clip0")
     assert _numbered_clips(b"<svg/>") == b"<svg/>"
+
+
+def test_pictures_are_drawn_the_same_in_parallel() -> None:
+    pictures = tuple(Picture(figure, str(i), "", "", vector=i % 2 == 0) for i in range(5))
+    draw_in_parallel([Section("a", "A", content=pictures)], 2)
+    if sys.platform == "linux" and threading.active_count() == 1:
+        assert all("encoded" in vars(p) for p in pictures)
+    for picture in pictures:
+        assert picture.encoded == Picture(figure, "", "", "", vector=picture.vector).encoded
+
+
+def test_a_process_with_threads_draws_alone() -> None:
+    stop, picture = threading.Event(), Picture(figure, "", "", "")
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    try:
+        draw_in_parallel([Section("a", "A", content=(picture, picture))], 2)
+    finally:
+        stop.set()
+        other.join()
+    assert "encoded" not in vars(picture)
