@@ -144,7 +144,7 @@ def architecture_sentence(results: Sequence[SpatialMixing], view: str = "branch"
                 for b, a, change, low, high in of
             ]
     rest = len(pairs) - sum(map(len, found.values()))
-    others = f"; {rest} of {len(pairs)} pairs do not differ significantly" if rest else ""
+    others = f"; no significant difference in {rest} of {len(pairs)} pairs" if rest else ""
     return (
         "Mean distance of the spatial branches, relative to uniform mixing and averaged over "
         f"blocks: {'; '.join(parts)}{others} (Bonferroni over {len(pairs)} pairs)."
