@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from timm.layers.mlp import GluMlp, Mlp
-from timm.models.mlp_mixer import MixerBlock, ResBlock
+from timm.models.mlp_mixer import Affine, MixerBlock, ResBlock
 from torch import Tensor, nn
 
 from mixer_probe.core.memory import WORKING, at_once, slices
@@ -28,9 +28,9 @@ Pair = tuple[Tensor, Tensor]
 
 def has_closed_form(block: nn.Module) -> bool:
     """Whether the spatial mixing of a block is one whose Jacobian is known: that of timm's
-    MixerBlock with a plain or gated MLP and a layer norm, or of ResBlock."""
+    MixerBlock with a plain or gated MLP and a layer norm, or of ResBlock with its affine map."""
     if isinstance(block, ResBlock):
-        return True
+        return isinstance(block.norm1, Affine)
     mlp: Any = getattr(block, "mlp_tokens", None)
     return (
         isinstance(block, MixerBlock)

@@ -409,8 +409,8 @@ class _Summary:
         offsets = self._offsets[at].ravel()
         pairs, sums = np.bincount(offsets), np.bincount(offsets, A)
         used = pairs > 0
-        iid = (used.sum() - 1) / (A.size - 1)
-        # Entries that are all the same have no structure.
+        iid = (used.sum() - 1) / max(A.size - 1, 1)
+        # Entries that are all the same have no structure, nor has a single row.
         total = np.square(A).sum()
         structured = (
             (sums[used] ** 2 / pairs[used]).sum() / total if total > 1e-20 * own.sum() else np.nan

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.models.mlp_mixer import MlpMixer, ResBlock
 from torch import Tensor, nn
 
 from mixer_probe.core.errors import MeasureError
@@ -34,7 +35,7 @@ from mixer_probe.mixing.jacobians import (
 )
 from mixer_probe.mixing.quantities import QUANTITIES, _branch_ends, _Summary
 from mixer_probe.models.layer import Axes
-from tests.networks import CASES
+from tests.networks import CASES, as_model, noise, randomised
 
 CLOSED = ("mixer", "gmixer", "resmlp")
 FAMILIES = (
@@ -207,6 +208,15 @@ def test_closed_forms_are_the_jacobian(name: str, n: int) -> None:
         right = energies(J, prefix)
         np.testing.assert_allclose(own, right[0], rtol=1e-10, atol=1e-10 * right[0].max())
         np.testing.assert_allclose(crossed, right[1], rtol=1e-10, atol=1e-10 * right[0].max())
+
+
+def test_a_residual_mlp_with_layer_norms_is_estimated() -> None:
+    """The closed form is that of its affine map."""
+    network = MlpMixer(
+        img_size=32, patch_size=8, embed_dim=8, num_blocks=1, mlp_ratio=4, block_layer=ResBlock
+    )
+    found = spatial_mixing(as_model(randomised(network)), noise(2), views=("branch",))
+    assert found.forms == ("VJP",)
 
 
 def test_the_mixing_of_a_linear_layer_does_not_depend_on_the_image() -> None:

@@ -60,10 +60,10 @@ def receptive_field_maps(results: Sequence[EffectiveReceptiveField], columns: in
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         for axes in row[len(chosen) :]:
-            axes.set_visible(False)
+            axes.remove()
         name = "\n".join(wrap(model_label(result.model).replace("?", " ?"), 14))
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    bar = figure.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=panels, shrink=0.8, aspect=25)
+    bar = figure.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=figure.axes, shrink=0.8, aspect=25)
     bar.set_label("gradient energy /\nits maximum (log scale)", fontsize=8)
     bar.outline.set_visible(False)
     return figure

@@ -118,6 +118,8 @@ def mixing_maps(
             corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
             frame = (corners + np.array([right, down])) * side[::-1]
             axes.plot(*frame.T, color=COLOURS[1], linewidth=1.1)
+            if r.zero[v, k]:
+                axes.text(0.5, 0.85, "exactly zero", transform=axes.transAxes, ha="center", size=7)
             axes.set_title(cut(r.layers[k].name), fontsize=7, fontweight="normal", loc="center")
         for axes in row:
             axes.set(xticks=[], yticks=[])
@@ -128,7 +130,8 @@ def mixing_maps(
         row[0].set_ylabel(
             model_label(r.model).replace("?", "\n"), rotation=0, ha="right", va="center", fontsize=8
         )
-    bar = figure.colorbar(image, ax=list(panels.flat), shrink=0.8, aspect=25, extend="both")
+    # Rows of networks with fewer layers are shorter.
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, aspect=25, extend="both")
     bar.set_label("energy relative to uniform mixing", fontsize=8)
     bar.outline.set_visible(False)
     return figure
