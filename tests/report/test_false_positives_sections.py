@@ -559,6 +559,28 @@ def mixing_of_architectures(rng: Random, planted: bool) -> bool:
     return " farther than " in architecture_sentence(found)
 
 
+def test_architectures_are_compared_at_once_where_all_their_networks_differ() -> None:
+    rng = np.random.default_rng(0)
+    means = {"mixer": 0.9, "vit": 0.3, "cnn": 0.3}
+    found = [
+        replace(r, model=replace(r.model, family=family))
+        for family, mean in means.items()
+        for seed in (0, 1)
+        for r in [mixing_of(rng, mean, f"{family}{seed}")]
+    ]
+    said = architecture_sentence(found)
+    farther = "mixer0 and mixer1 farther than {0}0 and {0}1 (by 0."
+    assert all(farther.format(family) in said for family in ("vit", "cnn"))
+    assert said.count(" farther than ") == 2
+    assert "; 7 of 15 pairs do not differ significantly (Bonferroni over 15 pairs)." in said
+    # Of one pair that does not differ, the others are told one by one.
+    alone = replace(found[2], overall=found[0].overall, overall_low=found[0].overall_low)
+    alone = replace(alone, overall_high=found[0].overall_high)
+    said = architecture_sentence([found[0], found[1], alone, found[3]])
+    assert "mixer0 farther than vit1 (by 0." in said
+    assert "vit0 and vit1" not in said
+
+
 # -- similarity and reports ------------------------------------------------------------------------
 
 

@@ -1,0 +1,54 @@
+"""The commands of README.md are commands, and its example of spatial mixing runs as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+import mixer_probe as mp
+from mixer_probe import cli
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^mixer-probe .*$", README, re.M)
+
+
+def test_mixing_is_among_the_commands() -> None:
+    assert len(COMMANDS) > 10
+    assert any(line.startswith("mixer-probe mixing ") for line in COMMANDS)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_have_the_options_that_they_are_given(line: str) -> None:
+    _, name, *arguments = shlex.split(line, comments=True)
+    command: Any = get_command(cli.app)
+    found = command.commands[name]
+    context = found.make_context(name, arguments)
+    assert context.params
+
+
+def test_spatial_mixing_runs_as_written() -> None:
+    part = README.split("\n## Who reads from where")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", part, re.S)
+    images = mp.load_images("demo", split="test", limit=12)
+    names: dict[str, Any] = {
+        "mp": mp,
+        "mixer": mp.load_model("zoo:mixer", device="cpu"),
+        "fit": mp.load_images("demo", split="train", limit=20),
+        "test": images,
+    }
+    exec(code, names)
+    assert names["mixing"].n == 12
+    assert names["value"].shape == names["low"].shape == names["high"].shape == (8,)
+    mixing, ablated = names["mixing"], names["ablated"]
+    assert ablated.model.name != mixing.model.name
+    before = mixing.curve("cumulative", "self_mass")[0]
+    after = ablated.curve("cumulative", "self_mass")[0]
+    # Nothing changes before the token mixing that is ablated; behind it more comes from the
+    # position itself.
+    assert after[:3] == pytest.approx(before[:3], rel=1e-4)
+    assert after[3] > before[3]
