@@ -572,7 +572,7 @@ def test_architectures_are_compared_at_once_where_all_their_networks_differ() ->
     farther = "mixer0 and mixer1 farther than {0}0 and {0}1 (by 0."
     assert all(farther.format(family) in said for family in ("vit", "cnn"))
     assert said.count(" farther than ") == 2
-    assert "; 7 of 15 pairs do not differ significantly (Bonferroni over 15 pairs)." in said
+    assert "7 of 15 pairs" in said
     # Of one pair that does not differ, the others are told one by one.
     alone = replace(found[2], overall=found[0].overall, overall_low=found[0].overall_low)
     alone = replace(alone, overall_high=found[0].overall_high)
