@@ -99,6 +99,8 @@ ALL = {
     "weights.stem": 2,
     "weights.positions": 1,  # of the ViT
     "weights.spectra": 4,
+    "mixing.jacobian": 4,
+    "mixing.erf": 4,
     "similarity.similarity": 6,  # three pairs, of a network with itself too, by two measures
     "probing.accuracy": 3,  # and raw pixels
     "probing.fewshot": 3,
@@ -112,8 +114,8 @@ ALL = {
     "attribution.overlays": 1,
     "attribution.agreement": 1,
 }
-# The steps of the first network, and the weights and probes of the second.
-BEFORE_CHANNELS_OF_VIT = 14 + 9
+# The steps of the first network, and the weights, mixing and probes of the second.
+BEFORE_CHANNELS_OF_VIT = 16 + 11
 
 
 @pytest.fixture(scope="module")
