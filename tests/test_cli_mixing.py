@@ -41,6 +41,7 @@ def test_mixing_writes_pictures_tables_and_results(
     [
         (("zoo:mixer", "--what", "jacobean"), "closest: jacobian"),
         (("zoo:mixer", "--what", "attention"), "zoo:mixer"),
+        (("zoo:mixer", "zoo:resnet", "--what", "attention"), "attention is that of ViTs"),
         (("zoo:mixre", "--what", "erf"), "closest: mixer-s1"),
     ],
 )

@@ -19,6 +19,7 @@ from mixer_probe.cli.options import (
     parts,
 )
 from mixer_probe.cli.output import finish
+from mixer_probe.core.errors import MeasureError
 
 
 @command("mixing zoo:mixer zoo:vit zoo:resnet --what jacobian,erf --out mixing")
@@ -80,9 +81,13 @@ def mixing(
     steps, only = ResultCache(out / "parts"), {"mixing": chosen}
     if workers > 1:
         fill_steps(loaders, test, train, settings, None, steps, workers, only, shared)
-    study = Study(
-        test, train, settings, steps=steps, names=only, strict=what != "all", shared=shared
-    )
+    # What one of several networks cannot have is left out.
+    strict = what != "all" and len(loaders) == 1
+    study = Study(test, train, settings, steps=steps, names=only, strict=strict, shared=shared)
     for load in loaders:
         study.add(load())
-    finish(study.finish(), out, "Spatial mixing", as_json)
+    if not study.finish():
+        raise MeasureError(
+            f"none of {', '.join(names)} has what --what {what} measures; attention is that of ViTs"
+        )
+    finish(study.results, out, "Spatial mixing", as_json)
