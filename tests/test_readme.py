@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-import mixer_probe as mp
 from mixer_probe import cli
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -34,13 +33,7 @@ def test_commands_have_the_options_that_they_are_given(line: str) -> None:
 def test_spatial_mixing_runs_as_written() -> None:
     part = README.split("\n## Who reads from where")[1].split("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", part, re.S)
-    images = mp.load_images("demo", split="test", limit=12)
-    names: dict[str, Any] = {
-        "mp": mp,
-        "mixer": mp.load_model("zoo:mixer", device="cpu"),
-        "fit": mp.load_images("demo", split="train", limit=20),
-        "test": images,
-    }
+    names: dict[str, Any] = {}
     exec(code, names)
     assert names["mixing"].n == 12
     assert names["value"].shape == names["low"].shape == names["high"].shape == (8,)
