@@ -45,3 +45,12 @@ def test_spatial_mixing_runs_as_written() -> None:
     # position itself.
     assert after[:3] == pytest.approx(before[:3], rel=1e-4)
     assert after[3] > before[3]
+
+
+def test_the_example_of_interventions_runs_as_written() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "mixing.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["reps"].model.name.startswith("zoo:vit-s0 + ablate mean of head 0")
+    assert names["reps"]["blocks.5"].shape == (20, 128)
