@@ -20,6 +20,7 @@ REASONS = {
     "channels/selectivity.py ClassSelectivity.summary": SHOWN,
     "channels/figures/partners.py _quartiles": SHOWN,
     "channels/figures/selectivity.py selectivity_distributions": SHOWN,
+    "mixing/components.py token_components": SHOWN,
     "report/differences.py differences": NULL,
     "weights/figures/tying.py kernel_energy": NULL,
     "invariance/consistency.py error_consistency": NULL,
