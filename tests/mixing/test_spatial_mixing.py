@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.models.convmixer import ConvMixer
 from timm.models.mlp_mixer import MlpMixer, ResBlock
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ from mixer_probe.mixing.jacobians import (
 )
 from mixer_probe.mixing.quantities import QUANTITIES, _branch_ends, _Summary
 from mixer_probe.models.layer import Axes
-from tests.networks import CASES, as_model, noise, randomised
+from tests.networks import CASES, Case, as_model, noise, randomised
 
 CLOSED = ("mixer", "gmixer", "resmlp")
 FAMILIES = (
@@ -310,23 +311,85 @@ def test_other_attention_is_not_plain() -> None:
 # -- standard errors -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mixer", "vit", "convmixer"])
-def test_intervals_hold_the_truth(name: str) -> None:
-    """20 samples of 16 images: how often the interval of a quantity holds its mean over all of
-    them."""
-    case = CASES[name]
-    model = case.model()
-    pool = torch.from_numpy(
-        np.random.default_rng(5).normal(size=(20 * 16, 3, case.size, case.size))
-    ).float()
-    options: dict[str, Any] = {"views": ("branch", "cumulative"), "cells": (4, 4)}
-    found = [
-        spatial_mixing(model, pool[16 * k : 16 * k + 16], seed=k, **options) for k in range(20)
-    ]
+SMALL_CNN = replace(
+    CASES["convmixer"],
+    name="small ConvMixer",
+    build=lambda: ConvMixer(6, 2, kernel_size=3, patch_size=4, num_classes=3),
+    size=16,
+)
+
+
+def population(case: Case, n: int) -> tuple[Any, Tensor, np.ndarray]:
+    """A network, the images of a population, and over these the quantities [view, quantity] of the
+    first block's branch and from the image to the last block, from full Jacobians."""
+    model, x = case.model(dtype=torch.float64), case.images(n, torch.float64)
+    layers = [model.layer(run.name) for run in model.structure.runs]
+    axes, prefix = model.structure.runs[0].block.spec.axes, layers[0].prefix_tokens
+    path, side = layers[-1].module, case.size // 4
+
+    def last(image: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        with hooked(model.module, [path], lambda call: found.append(call.output)) as passes:
+            passes.run(image[None])
+        return as_sequence(found[0], axes)[0, prefix:]
+
+    with (
+        evaluating(model.module),
+        frozen(model.module),
+        unfused(model.module),
+        not_in_place(model.module),
+    ):
+        (end, _), call = next(_branch_ends(model)), block_calls(model, x)[0]
+
+        def branch(one: Tensor) -> Tensor:
+            return as_sequence(call.output(one[None], end), axes)[0, prefix:]
+
+        def of_branch(one: Tensor) -> Tensor:
+            J = torch.func.jacrev(branch, chunk_size=64)(one)
+            return as_sequence(J, axes)[..., prefix:, :]
+
+        def of_image(one: Tensor) -> Tensor:
+            """Cells of the image as positions, their pixels as channels."""
+            J = torch.func.jacrev(last, chunk_size=64)(one)
+            J = J.unflatten(-2, (4, side)).unflatten(-1, (4, side))
+            return J.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+
+        truth = []
+        for one_of, given, source in (
+            (of_branch, call.args[0], layers[0].grid),
+            (of_image, x, (4, 4)),
+        ):
+            squares, total = torch.zeros(()), torch.zeros(())
+            for one in given:
+                J = one_of(one)
+                squares, total = squares + J.square().sum((1, 3)), total + J
+            pairs = (total.square().sum((1, 3)) - squares) / (n * (n - 1))
+            both = torch.stack([squares / n, pairs])[:, None].numpy()
+            grid, rows = layers[0].grid, np.arange(both.shape[2])
+            assert grid is not None
+            assert source is not None
+            none = np.zeros((1, len(rows)))
+            e = Energies(grid, source, rows, both[0], both[1], none, np.array([2]))
+            truth.append(_Summary(e, (case.size,) * 2, (4, 4), case.size / 4).value)
+    return model, x, np.array(truth)
+
+
+@pytest.mark.parametrize(
+    "case", [CASES["mixer"], CASES["vit"], SMALL_CNN], ids=lambda case: case.name
+)
+def test_intervals_hold_the_full_jacobian(case: Case) -> None:
+    """20 samples of 16 images of a population: how often the intervals of estimates hold the
+    quantities of the full Jacobian over the population."""
+    model, images, truth = population(case, 64)
+    rng, inside = np.random.default_rng(5), []
     asked = [QUANTITIES.index(q) for q in ("relative_distance", "self_mass", "dynamic")]
-    truth = np.mean([r.value for r in found], axis=0)
-    inside = np.array([(r.low <= truth) & (truth <= r.high) for r in found])[..., asked]
-    assert 0.90 <= inside.mean() <= 0.99
+    for seed in range(20):
+        sample = images[torch.from_numpy(rng.choice(len(images), 16, replace=False))]
+        views: Any = ("branch", "cumulative")
+        r = spatial_mixing(model, sample, views=views, cells=(4, 4), seed=seed)
+        ends = [0, 1], [0, len(r.layers) - 1]
+        inside.append((r.low[ends] <= truth) & (truth <= r.high[ends]))
+    assert 0.90 <= np.array(inside)[..., asked].mean() <= 0.99
 
 
 # -- results ---------------------------------------------------------------------------------------
@@ -357,7 +420,6 @@ def test_branches_that_are_zero_are_said_to_be_so() -> None:
         nn.init.zeros_(block.attn.proj.weight)
         nn.init.zeros_(block.attn.proj.bias)
     from mixer_probe.mixing.findings.spatial_mixing import distance_sentence
-    from tests.networks import as_model
 
     found = spatial_mixing(as_model(network, case.size), case.images(4))
     assert found.zero[0].all()
