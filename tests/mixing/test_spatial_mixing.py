@@ -13,8 +13,10 @@ from timm.models.convmixer import ConvMixer
 from timm.models.mlp_mixer import MlpMixer, ResBlock
 from torch import Tensor, nn
 
+import mixer_probe as mp
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.hooks import hooked
+from mixer_probe.core.section import Picture
 from mixer_probe.core.switches import evaluating, frozen, not_in_place, unfused
 from mixer_probe.mixing import SpatialMixing, spatial_mixing
 from mixer_probe.mixing.attention_rows import attention_rows, has_plain_attention
@@ -35,6 +37,7 @@ from mixer_probe.mixing.jacobians import (
     from_sequence,
 )
 from mixer_probe.mixing.quantities import QUANTITIES, _branch_ends, _Summary
+from mixer_probe.mixing.views.spatial_mixing import spatial_mixing_section
 from mixer_probe.models.layer import Axes
 from tests.networks import CASES, Case, as_model, noise, randomised
 
@@ -467,3 +470,12 @@ def test_unknown_quantities_list_close_ones() -> None:
         found.curve("branch", "self_mas")
     with pytest.raises(MeasureError, match="branch"):
         found.curve("branches", "self_mass")
+
+
+def test_networks_whose_branches_are_all_zero_are_drawn() -> None:
+    model = mp.load_model("resnet18", pretrained=False, input_size=(3, 32, 32))
+    images = noise(2, 32)
+    found = spatial_mixing(model, images, positions=4, cells=(2, 2))
+    assert found.zero[0].all()
+    (section,) = spatial_mixing_section([found])
+    assert all(p.encoded for p in section.content if isinstance(p, Picture))

@@ -55,7 +55,9 @@ def spatial_mixing_section(results: Sequence[SpatialMixing]) -> list[Section]:
         "Mean mixing distance against depth, per view",
         name="mixing-distance",
     )
-    view = views[0]
+    # Branches that are all exactly zero have no quantities.
+    known = [v for v in views if any(v in r.views and not _zero(r, v).all() for r in results)]
+    view = (known or views)[0]
     quantities = Picture(
         partial(mixing_quantities, results, view),
         f"How the mixing is structured, against depth ({VIEW_TITLES[view].lower()}; {of}).",
@@ -102,7 +104,7 @@ def spatial_mixing_section(results: Sequence[SpatialMixing]) -> list[Section]:
             "spatial-mixing",
             "Spatial mixing",
             (text, *filter(None, sentences)),
-            (distance, means, *maps, quantities, table),
+            (distance, means, *maps, *([quantities] if known else []), table),
             untrained_warning(r.model for r in results),
         )
     ]
@@ -110,3 +112,8 @@ def spatial_mixing_section(results: Sequence[SpatialMixing]) -> list[Section]:
 
 def _form(r: SpatialMixing, view: str) -> str:
     return r.forms[r.views.index(view)]
+
+
+def _zero(r: SpatialMixing, view: str) -> np.ndarray:
+    found: np.ndarray = r.zero[r.views.index(view)]
+    return found
