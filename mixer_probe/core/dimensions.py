@@ -9,7 +9,8 @@ A field names its axes in order, and so does a property in what it returns:
 A tuple of arrays has the axes of these after its own, and their sizes may differ between its
 elements. An axis of "distortion + 1" is one longer than "distortion", one of "layer?" may be empty
 where the field is not known, and a number is the size itself. A record that names dimensions shares
-them with the result it is part of."""
+them with the result it is part of; where it names "..." its arrays have those of the field that it
+is in."""
 
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ import numpy as np
 # An integer, or a tuple of one for each element of a tuple whose elements differ.
 Size = Any
 T = TypeVar("T", bound=Any)
+# What the arrays of a record name that has the dimensions of the field it is in.
+OF_FIELD = ("...",)
 
 
 @cache
@@ -81,11 +84,13 @@ def sizes(record: Any) -> dict[str, Size]:
 
 def _shape(value: Any, axes: tuple[str, ...]) -> tuple[Size, ...]:
     """The sizes of the axes of a field."""
+    if axes == OF_FIELD:
+        return (tuple(value.shape),)
     if hasattr(value, "shape"):
         return tuple(value.shape)
     if is_dataclass(value):
         own = sizes(value)
-        return tuple(own[axis] for axis in axes)
+        return own["..."] if "..." in own else tuple(own[axis] for axis in axes)
     if len(axes) == 1:
         return (len(value),)
     inner = zip(*(_shape(element, axes[1:]) for element in value), strict=False)
@@ -99,12 +104,7 @@ def _shorter(size: Size, by: int) -> Size:
 def select(record: T, dimension: str, indices: Sequence[int]) -> T:
     """The record at some indices of a dimension, in that order. Raises ValueError where one of its
     axes is longer than this dimension."""
-    cls: Any = type(record)
-    fields = {
-        field: _select(getattr(record, field), axes, dimension, indices)
-        for field, axes in field_axes(cls).items()
-    }
-    selected: T = replace(record, **fields)
+    selected: T = _select(record, (), dimension, indices)
     return selected
 
 
@@ -113,7 +113,14 @@ def _select(value: Any, axes: Sequence[str], dimension: str, indices: Sequence[i
         for k in (k for k, axis in enumerate(axes) if axis.rstrip("?") == dimension):
             value = value.take(indices, k)
     if is_dataclass(value):
-        return select(value, dimension, indices)
+        cls: Any = type(value)
+        fields = {
+            field: _select(
+                getattr(value, field), axes if own == OF_FIELD else own, dimension, indices
+            )
+            for field, own in field_axes(cls).items()
+        }
+        return replace(value, **fields)  # type: ignore[type-var]
     if isinstance(value, tuple) and value:
         if axes[0].rstrip("?") == dimension:
             value = tuple(value[i] for i in indices)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mixer_probe.core.dimensions import dimensions, sizes
+from mixer_probe.core.dimensions import OF_FIELD, dimensions, sizes
 from mixer_probe.core.typed import field_types, fits
 
 _OVER_AXES: dict[str, Callable[..., Any]] = {
@@ -99,5 +99,6 @@ def _find(
             values = _OVER_AXES[step](np.asarray(values), axis=over)
         else:
             cls = type(values)
-            dims, values = dimensions(cls, step), getattr(values, step)
+            own, values = dimensions(cls, step), getattr(values, step)
+            dims = dims if own == OF_FIELD else own
     return ((), math.nan) if values is None else (dims, values)

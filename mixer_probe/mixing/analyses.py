@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from mixer_probe.capture import Inputs
@@ -61,21 +62,22 @@ def decided_by(i: Inputs) -> Mapping[str, Any]:
     return {"images": i.images, "settings": settings(i)}
 
 
+# Of a network and its untrained baseline, from images.
+_measured = partial(Analysis, needs="images", baseline=True, decided_by=decided_by)
+
+
 def jacobians(i: Inputs) -> Iterator[SpatialMixing]:
     """From where every block reads."""
     s = settings(i)
     yield spatial_mixing(i.model, images(i), positions=s.positions, probes=s.probes, seed=s.seed)
 
 
-JACOBIANS = Analysis(
+JACOBIANS = _measured(
     "jacobian",
     "spatial mixing",
     "From where does each block read, with and without its skip connection, and from the image?",
     (SpatialMixing,),
     jacobians,
-    needs="images",
-    baseline=True,
-    decided_by=decided_by,
 )
 
 
@@ -85,17 +87,14 @@ def attention(i: Inputs) -> Iterator[AttentionDistance]:
     yield attention_distance(i.model, reading_images(i), batch_size=s.batch_size)
 
 
-ATTENTION = Analysis(
+ATTENTION = _measured(
     "attention",
     "attention distance",
     "How far does each head attend, and which tokens have a large norm?",
     (AttentionDistance,),
     attention,
-    needs="images",
     families=("vit",),
-    baseline=True,
     default=False,
-    decided_by=decided_by,
 )
 
 
@@ -107,15 +106,12 @@ def receptive_fields(i: Inputs) -> list[Result]:
     return [effective_receptive_field(i.model, images(i), [*stem, "blocks"], **options)]
 
 
-RECEPTIVE_FIELDS = Analysis(
+RECEPTIVE_FIELDS = _measured(
     "erf",
     "effective receptive field",
     "On which pixels does a position depend, and how strongly?",
     (EffectiveReceptiveField,),
     receptive_fields,
-    needs="images",
-    baseline=True,
-    decided_by=decided_by,
 )
 
 
@@ -124,16 +120,13 @@ def frequencies(i: Inputs) -> list[Result]:
     return [frequency_profile(i.model, reading_images(i), batch_size=settings(i).batch_size)]
 
 
-FREQUENCIES = Analysis(
+FREQUENCIES = _measured(
     "fourier",
     "spatial frequencies",
     "Do spatial and channel mixing raise or lower spatial frequencies?",
     (FrequencyProfile,),
     frequencies,
-    needs="images",
-    baseline=True,
     default=False,
-    decided_by=decided_by,
 )
 
 
@@ -144,14 +137,12 @@ def lens(i: Inputs) -> Iterator[ClassLens]:
     yield class_lens(i.model, test, train, batch_size=s.batch_size, seed=s.seed)
 
 
-LENS = Analysis(
+LENS = _measured(
     "lens",
     "early reading",
     "After which block can the class be read, by the network's own head and by others?",
     (ClassLens,),
     lens,
-    needs="images",
-    baseline=True,
     labelled=True,
     default=False,
     decided_by=lambda i: {**decided_by(i), "train": i.train, "seed": i.settings.seed},
@@ -163,16 +154,13 @@ def residual(i: Inputs) -> list[Result]:
     return [residual_stream(i.model, reading_images(i), batch_size=settings(i).batch_size)]
 
 
-RESIDUAL = Analysis(
+RESIDUAL = _measured(
     "residual",
     "residual stream",
     "How much does each branch add to the residual stream and to the logits?",
     (ResidualStream,),
     residual,
-    needs="images",
-    baseline=True,
     default=False,
-    decided_by=decided_by,
 )
 
 
@@ -188,16 +176,13 @@ def components(i: Inputs) -> list[Result]:
     return [token_components(i.model, i.sample(min(most)), **options)]
 
 
-COMPONENTS = Analysis(
+COMPONENTS = _measured(
     "pca",
     "components of positions",
     "Which parts of the images have similar features at each depth?",
     (TokenComponents,),
     components,
-    needs="images",
-    baseline=True,
     default=False,
-    decided_by=decided_by,
 )
 
 
@@ -217,16 +202,13 @@ def lesion_study(i: Inputs) -> Iterator[Result]:
         )
 
 
-LESIONS = Analysis(
+LESIONS = _measured(
     "lesions",
     "lesion accuracy",
     "Which branches, blocks and units does the accuracy depend on?",
     (Lesions, UnitImportance),
     lesion_study,
-    needs="images",
-    baseline=True,
     default=False,
-    decided_by=decided_by,
 )
 
 

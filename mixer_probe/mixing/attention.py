@@ -24,7 +24,7 @@ from mixer_probe.core.hooks import Call
 from mixer_probe.core.memory import WORKING, at_once
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.mixing.estimates import PerBlock, PerHead, estimate
+from mixer_probe.mixing.estimates import Estimates, estimate
 from mixer_probe.mixing.high_norm import HighNormTokens, high_norm_tokens
 from mixer_probe.mixing.passes import forward_passes, images_record
 from mixer_probe.models.layer import Axes, Layer
@@ -76,13 +76,13 @@ class AttentionDistance(Result):
     blocks: Annotated[tuple[Layer, ...], "block"]
     heads: Annotated[np.ndarray, "block"]
     windowed: Annotated[np.ndarray, "block"]
-    distance: Annotated[PerHead, "block", "head"]
-    entropy: Annotated[PerHead, "block", "head"]
-    prefix: Annotated[PerHead, "block", "head"]
+    distance: Annotated[Estimates, "block", "head"]
+    entropy: Annotated[Estimates, "block", "head"]
+    prefix: Annotated[Estimates, "block", "head"]
     uniform: Annotated[np.ndarray, "block"]
     uniform_entropy: Annotated[np.ndarray, "block"]
-    mean: Annotated[PerBlock, "block"]
-    rollout: Annotated[PerBlock, "block"]
+    mean: Annotated[Estimates, "block"]
+    rollout: Annotated[Estimates, "block"]
     tokens: Annotated[HighNormTokens, "block"]
     shapes: Annotated[np.ndarray, "block", "2"]
     maps: Annotated[tuple[np.ndarray, ...], "block", "cell", "cell"]
@@ -372,13 +372,13 @@ def attention_distance(
         blocks=tuple(a.layer for a in attentions),
         heads=heads,
         windowed=np.array([a.windowed for a in attentions]),
-        distance=estimate(PerHead, distance),
-        entropy=estimate(PerHead, per_head("entropy")),
-        prefix=estimate(PerHead, per_head("prefix")),
+        distance=estimate(distance),
+        entropy=estimate(per_head("entropy")),
+        prefix=estimate(per_head("prefix")),
         uniform=uniform[:, 0],
         uniform_entropy=uniform[:, 1],
-        mean=estimate(PerBlock, np.nansum(distance, axis=1) / heads[:, None]),
-        rollout=estimate(PerBlock, rolled),
+        mean=estimate(np.nansum(distance, axis=1) / heads[:, None]),
+        rollout=estimate(rolled),
         tokens=high_norm_tokens(found["norm"], [_grid(a.layer) for a in attentions]),
         shapes=np.array([cells_of(a.grid) for a in attentions]),
         maps=tuple((total / n).float().cpu().numpy() for total in reader.sums.values()),

@@ -18,7 +18,7 @@ from mixer_probe.core.hooks import Call
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.mixing.branches import Branches, branch_ends
-from mixer_probe.mixing.estimates import PerPart, PerPlace, estimate
+from mixer_probe.mixing.estimates import Estimates, estimate
 from mixer_probe.mixing.passes import forward_passes, images_record
 from mixer_probe.models.layer import Axes, Layer
 from mixer_probe.models.model import Model
@@ -70,13 +70,13 @@ class FrequencyProfile(Result):
     profiles: Annotated[tuple[np.ndarray, ...], "place", "frequency"]
     profiles_low: Annotated[tuple[np.ndarray, ...], "place", "frequency"]
     profiles_high: Annotated[tuple[np.ndarray, ...], "place", "frequency"]
-    amplitude: Annotated[PerPlace, "place"]
-    variance: Annotated[PerPlace, "place"]
-    amplitude_change: Annotated[PerPlace, "place"]
-    variance_change: Annotated[PerPlace, "place"]
+    amplitude: Annotated[Estimates, "place"]
+    variance: Annotated[Estimates, "place"]
+    amplitude_change: Annotated[Estimates, "place"]
+    variance_change: Annotated[Estimates, "place"]
     parts: Annotated[tuple[str, ...], "part"]
-    mean_amplitude_change: Annotated[PerPart, "part"]
-    mean_variance_change: Annotated[PerPart, "part"]
+    mean_amplitude_change: Annotated[Estimates, "part"]
+    mean_variance_change: Annotated[Estimates, "part"]
     n: int
 
 
@@ -203,7 +203,7 @@ def frequency_profile(
     places, kinds = list(reader.places), [kind for _, kind in reader.places]
     found = [[torch.cat(part).cpu().numpy() for part in zip(*reader.values[p])] for p in places]
     grids = [reader.grids[place] for place in places]
-    profiles = [estimate(PerPart, logs.T) for logs, _ in found]
+    profiles = [estimate(logs.T) for logs, _ in found]
     amplitude = np.stack([logs[:, -1] for logs, _ in found])
     variance = np.stack([one for _, one in found])
     with np.errstate(divide="ignore"):
@@ -235,13 +235,13 @@ def frequency_profile(
         profiles=tuple(p.value for p in profiles),
         profiles_low=tuple(p.low for p in profiles),
         profiles_high=tuple(p.high for p in profiles),
-        amplitude=estimate(PerPlace, amplitude),
-        variance=estimate(PerPlace, variance),
-        amplitude_change=estimate(PerPlace, changes[0]),
-        variance_change=estimate(PerPlace, changes[1]),
+        amplitude=estimate(amplitude),
+        variance=estimate(variance),
+        amplitude_change=estimate(changes[0]),
+        variance_change=estimate(changes[1]),
         parts=parts,
-        mean_amplitude_change=estimate(PerPart, means[0]),
-        mean_variance_change=estimate(PerPart, means[1]),
+        mean_amplitude_change=estimate(means[0]),
+        mean_variance_change=estimate(means[1]),
         n=n,
     )
 

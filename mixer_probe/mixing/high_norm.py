@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from mixer_probe.core.result import storable
-from mixer_probe.mixing.estimates import PerBlock, estimate
+from mixer_probe.mixing.estimates import Estimates, estimate
 from mixer_probe.stats import wilson_interval
 
 # A norm is large beyond so many standard deviations (of a normal distribution of the same median
@@ -31,7 +31,7 @@ class HighNormTokens:
     median: Annotated[np.ndarray, "block"]
     cut: Annotated[np.ndarray, "block"]
     largest: Annotated[np.ndarray, "block"]
-    count: Annotated[PerBlock, "block"]
+    count: Annotated[Estimates, "block"]
     images: Annotated[np.ndarray, "block"]
     images_low: Annotated[np.ndarray, "block"]
     images_high: Annotated[np.ndarray, "block"]
@@ -48,7 +48,7 @@ def high_norm_tokens(
     cut = np.maximum(median + DEVIATIONS * 1.4826 * spread, MEDIANS * median)
     high = [one > c for one, c in zip(norms, cut, strict=True)]
     counts = np.array([one.sum(-1) for one in high], dtype=np.float64)
-    per_image = estimate(PerBlock, counts)
+    per_image = estimate(counts)
     found, n = (counts > 0).sum(-1), counts.shape[-1]
     low, up = wilson_interval(found, n)
     return HighNormTokens(

@@ -187,10 +187,13 @@ def spatial_mixing(
     source = as_source(images)
     found: dict[View, list[list[Products]]] = {view: [] for view in views}
     forms: dict[View, dict[str, None]] = {view: {} for view in views}
-    sources: dict[View, list[Grid]] = {"cumulative": [cells] * len(layers)}
-    sizes = []
+    own: list[Grid] = []
+    sources: dict[View, list[Grid]] = {"branch": own, "block": own}
+    sources["cumulative"] = [cells] * len(layers)
+    of_blocks, token_grid = [v for v in views if v != "cumulative"], model.structure.token_grid
+    sizes, needed, groups = [], 0, min(_MOST_GROUPS, max(1, len(source) // 2))
     boxes = cells[0] * cells[1] * probes * ("cumulative" in views)
-    each = boxes + len(layers) * (len(views) > ("cumulative" in views))
+    each = boxes + len(layers) * bool(of_blocks)
     with (
         evaluating(model.module),
         frozen(model.module),
@@ -201,37 +204,23 @@ def spatial_mixing(
         for g, batch in enumerate(_groups(model, source)):
             x = batch.to(model.device, model.dtype)
             sizes.append(len(x))
-            if g == 0:
-                inputs = block_calls(model, x[:1])
-                token_grid = model.structure.token_grid
-                own = [grid_of(c.args[0], c.run.block.spec.axes, token_grid) for c in inputs]
-                sources |= {"branch": own, "block": own}
-                needed = (
-                    16
-                    * len(source)
-                    // 2
-                    * sum(len(r) * h * w for r, (h, w) in zip(rows, own, strict=True))
+            parts = []
+            for k, call in enumerate(block_calls(model, x) if of_blocks else ()):
+                if g == 0:
+                    given = grid_of(call.args[0], call.run.block.spec.axes, token_grid)
+                    own.append(given)
+                    needed += 16 * groups * len(of_blocks) * len(rows[k]) * given[0] * given[1]
+                    what = "energies between positions"
+                    check_fits(needed, what, "give fewer positions", MeasureError, MOST)
+                end, skips = ends[k]
+                prefix = layers[k].prefix_tokens
+                parts.append(
+                    block_products(call, end, skips, rows[k], prefix, probes, (seed, g, k))
                 )
-                check_fits(
-                    min(needed, needed * 2 * _MOST_GROUPS // len(source)) * len(views),
-                    "energies between positions",
-                    "give fewer positions",
-                    MeasureError,
-                    MOST,
-                )
-            of_blocks = [v for v in views if v != "cumulative"]
-            if of_blocks:
-                parts = []
-                for k, call in enumerate(block_calls(model, x)):
-                    end, skips = ends[k]
-                    prefix = layers[k].prefix_tokens
-                    parts.append(
-                        block_products(call, end, skips, rows[k], prefix, probes, (seed, g, k))
-                    )
-                    advance(len(x))
-                for view in of_blocks:
-                    found[view].append([part[view][0] for part in parts])
-                    forms[view] |= dict.fromkeys(part[view][1] for part in parts)
+                advance(len(x))
+            for view in of_blocks:
+                found[view].append([part[view][0] for part in parts])
+                forms[view] |= dict.fromkeys(part[view][1] for part in parts)
             if "cumulative" in views:
                 found["cumulative"].append(
                     cumulative_products(model, x, rows, cells, probes, (seed, g), advance)
@@ -402,7 +391,7 @@ class _Summary:
         distances, whole = self._distance[at], own.sum(1)
         P = _rows_to_one(own)
         logs = np.log(P, where=P > 0, out=np.zeros_like(P))
-        distance = (P * distances).sum(1).mean()
+        distance, uniform = (P * distances).sum(1).mean(), distances.mean()
         A = np.sqrt(own)
         gram = A @ A.T if len(A) <= A.shape[1] else A.T @ A
         A = (A - A.mean()).ravel()
@@ -424,7 +413,7 @@ class _Summary:
         return np.array(
             [
                 distance,
-                distance / distances.mean(),
+                distance / uniform if uniform > 0 else np.nan,
                 (P * self._self[at]).sum(1).mean(),
                 (P * self._near[at]).sum(1).mean(),
                 np.exp(-(P * logs).sum(1)).mean() / P.shape[1],

@@ -22,7 +22,7 @@ from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.mixing.attention import cells_of
 from mixer_probe.mixing.branches import Branches, branch_ends
-from mixer_probe.mixing.estimates import PerBranch, PerPart, estimate
+from mixer_probe.mixing.estimates import Estimates, estimate
 from mixer_probe.mixing.logit_parts import LogitParts
 from mixer_probe.mixing.passes import forward_passes, images_record
 from mixer_probe.models.classes import labels_as_outputs
@@ -70,12 +70,12 @@ class ResidualStream(Result):
     branches: Annotated[tuple[str, ...], "branch"]
     present: Annotated[np.ndarray, "block", "branch"]
     zero: Annotated[np.ndarray, "block", "branch"]
-    ratio: Annotated[PerBranch, "block", "branch"]
-    prefix_ratio: Annotated[PerBranch, "block", "branch"]
+    ratio: Annotated[Estimates, "block", "branch"]
+    prefix_ratio: Annotated[Estimates, "block", "branch"]
     maps: Annotated[tuple[np.ndarray, ...], "block", "branch", "row", "column"]
-    contribution: Annotated[PerBranch, "block", "branch"]
+    contribution: Annotated[Estimates, "block", "branch"]
     parts: Annotated[tuple[str, ...], "part"]
-    part: Annotated[PerPart, "part"]
+    part: Annotated[Estimates, "part"]
     target: Target
     reason: str
     n: int
@@ -251,9 +251,9 @@ def residual_stream(
         ratio=_estimated(reader.ratios, present.shape, n),
         prefix_ratio=_estimated(reader.prefix, present.shape, n),
         maps=tuple(_maps(reader, k) for k in range(len(ends))),
-        contribution=estimate(PerBranch, contribution),
+        contribution=estimate(contribution),
         parts=PARTS,
-        part=estimate(PerPart, parts),
+        part=estimate(parts),
         target="prediction" if classes is None else "label",
         reason=logits.reason,
         n=n,
@@ -262,11 +262,11 @@ def residual_stream(
 
 def _estimated(
     found: dict[tuple[int, int], list[Tensor]], shape: tuple[int, ...], n: int
-) -> PerBranch:
+) -> Estimates:
     values = np.full((*shape, n), np.nan)
     for key, parts in found.items():
         values[key] = torch.cat(parts).cpu().numpy()
-    return estimate(PerBranch, values)
+    return estimate(values)
 
 
 def _maps(reader: _Reader, k: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mixer_probe.channels import TopImages
-from mixer_probe.core.dimensions import field_axes, select, sizes
+from mixer_probe.core.dimensions import OF_FIELD, field_axes, select, sizes
 from mixer_probe.core.errors import StoreError
 from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import (
@@ -88,6 +88,35 @@ def toy(**changes: Any) -> Toy:
         "edges": np.arange(4),
     }
     return Toy(**{**values, **changes})
+
+
+@storable
+@dataclass(frozen=True)
+class Pair:
+    first: Annotated[np.ndarray, "..."]
+    second: Annotated[np.ndarray, "..."]
+
+
+@dataclass(frozen=True)
+class Paired(Result):
+    frame = Frame("place target", "first=both.first second=row.second")
+
+    both: Annotated[Pair, "place", "target"]
+    row: Annotated[Pair, "target"]
+
+
+def test_a_record_may_have_the_dimensions_of_its_field() -> None:
+    table, row = np.arange(6.0).reshape(2, 3), np.arange(3.0)
+    found = Paired(Pair(table, -table), Pair(row, 10 * row))
+    assert sizes(found) == {"place": 2, "target": 3}
+    assert found.to_frame()["first"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.to_frame()["second"].tolist() == [0, 10, 20] * 2
+    chosen = select(found, "target", [2, 0])
+    np.testing.assert_array_equal(chosen.both.second, -table[:, [2, 0]])
+    np.testing.assert_array_equal(chosen.row.first, [2, 0])
+    for other in (Pair(table, table[:, :2]), Pair(table[0], table[0]), Pair(table.T, table.T)):
+        with pytest.raises(ValueError, match="of a Pair"):
+            replace(found, both=other)
 
 
 def test_rows_are_the_product_of_dimensions_and_columns_follow_the_declaration() -> None:
@@ -233,6 +262,9 @@ def cut(value: Any, axes: tuple[str, ...], k: int) -> Any:
     if isinstance(value, np.ndarray):
         return value.take(range(value.shape[k] - 1), k)
     if is_dataclass(value):
+        own = field_axes(type(value))
+        if OF_FIELD in own.values():
+            return replace(value, **{name: cut(getattr(value, name), axes, k) for name in own})
         return select(value, axes[k], range(sizes(value)[axes[k]] - 1))
     return tuple(cut(one, axes[1:], k - 1) for one in value) if k else value[:-1]
 
@@ -262,7 +294,7 @@ def test_saved_results_with_contradictory_fields_are_refused(
     result = OF_OTHERS[kind]() if kind in OF_OTHERS else load_results(golden)[0]
     found = [(type(part), data) for part in parts(result) for data in contradictions(part)]
     for of, data in found:
-        told = rf"'\w+' of a {of.__name__} (has (an axis|.* of '\w+', and '.*' has)|is a tuple)"
+        told = rf"'\w+' of a {of.__name__} (has (an axis|.* of '[\w.]+', and '.*' has)|is a tuple)"
         with pytest.raises(StoreError, match=told):
             from_dict(data)
     own = next((data for of, data in found if of is kind), None)

@@ -15,12 +15,12 @@ from torch import nn
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.section import Picture
 from mixer_probe.mixing import attention_distance, frequency_profile, residual_stream
-from mixer_probe.mixing.estimates import PerBlock, estimate
+from mixer_probe.mixing.estimates import estimate
 from mixer_probe.mixing.figures.attention import attention_distances
 from mixer_probe.mixing.figures.frequency import frequency_depth, frequency_profiles
 from mixer_probe.mixing.figures.residual import logit_contributions, norm_ratios
 from mixer_probe.mixing.findings.attention import attention_sentences, high_norm_sentence
-from mixer_probe.mixing.findings.baseline import changed, not_zero
+from mixer_probe.mixing.findings.changes import changed, not_zero
 from mixer_probe.mixing.findings.residual import contribution_sentence, residual_sentences
 from mixer_probe.mixing.views.attention import attention_section
 from mixer_probe.mixing.views.frequency import frequency_section
@@ -35,7 +35,7 @@ def named(result: Any, name: str, trained: bool = True) -> Any:
 
 def test_estimates_over_images() -> None:
     values = np.array([[1.0, 2.0, 4.0, np.nan], [3.0, 3.0, 3.0, 3.0], [1.0, *[np.nan] * 3]])
-    found = estimate(PerBlock, values)
+    found = estimate(values)
     assert found.value.tolist() == [7 / 3, 3, 1]
     assert found.se[0] == pytest.approx(np.std([1, 2, 4], ddof=1) / 3**0.5)
     assert found.low[0] < found.value[0] < found.high[0]
@@ -47,12 +47,10 @@ def test_null_data_are_rarely_said_to_change() -> None:
     rng = np.random.default_rng(0)
     claimed = {"changed": 0, "not zero": 0, "planted": 0}
     for _ in range(500):
-        own, baseline = (estimate(PerBlock, rng.gamma(4, size=(8, 20))) for _ in range(2))
+        own, baseline = (estimate(rng.gamma(4, size=(8, 20))) for _ in range(2))
         claimed["changed"] += bool(changed(own, baseline).any())
-        claimed["not zero"] += bool(
-            not_zero(estimate(PerBlock, rng.standard_normal((8, 20)))).any()
-        )
-        moved = estimate(PerBlock, rng.gamma(4, size=(8, 20)) + 6)
+        claimed["not zero"] += bool(not_zero(estimate(rng.standard_normal((8, 20)))).any())
+        moved = estimate(rng.gamma(4, size=(8, 20)) + 6)
         claimed["planted"] += bool(changed(moved, baseline).sum() >= 7 and not_zero(moved).all())
     assert claimed["changed"] <= 30
     assert claimed["not zero"] <= 30

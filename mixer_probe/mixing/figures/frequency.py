@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.words import primary, untrained_baseline
-from mixer_probe.mixing.estimates import PerPlace
+from mixer_probe.mixing.estimates import Estimates
 from mixer_probe.mixing.frequency import FrequencyProfile
 from mixer_probe.plotting.curves import key_below
 from mixer_probe.plotting.style import COLOURS, GREY, SEQUENTIAL, model_label, plain, styled
@@ -73,7 +73,7 @@ def frequency_depth(results: Sequence[FrequencyProfile]) -> Figure:
     return figure
 
 
-def _places(axes: Axes, result: FrequencyProfile, of: PerPlace) -> None:
+def _places(axes: Axes, result: FrequencyProfile, of: Estimates) -> None:
     """A line through all places, with markers and bars by kind."""
     axes.plot(result.depth, of.value, color=GREY, linewidth=0.8, zorder=1)
     kinds = np.array(result.kinds)

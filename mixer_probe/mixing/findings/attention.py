@@ -10,7 +10,7 @@ import numpy as np
 from mixer_probe.core.finding import span
 from mixer_probe.core.words import interval, name_of, number, untrained_baseline
 from mixer_probe.mixing.attention import AttentionDistance
-from mixer_probe.mixing.findings.baseline import changed
+from mixer_probe.mixing.findings.changes import changed
 
 
 def at(estimates: Any, k: Any, digits: int = 1) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from mixer_probe.core.finding import Number, as_percent
 from mixer_probe.core.words import join, name_of, percent, points
 from mixer_probe.mixing.components import TokenComponents
-from mixer_probe.mixing.findings.changes import significant_changes
+from mixer_probe.mixing.findings.changes import in_both, significant_changes
 from mixer_probe.models.layer import spread
 
 
@@ -50,15 +50,11 @@ def component_sentence(r: TokenComponents) -> str:
 def component_training_sentence(r: TokenComponents, baseline: TokenComponents) -> str:
     """Where the fraction of three components differs from that of the untrained baseline, of three
     layers."""
-    names = {layer.name: k for k, layer in enumerate(baseline.layers)}
-    pairs = [
-        (k, names[r.layers[k].name])
-        for k in _places(r)
-        if r.layers[k].name in names and np.isfinite(baseline.together[names[r.layers[k].name]])
-    ]
-    if not pairs:
+    own, other = in_both(
+        r.layers, _places(r), baseline.layers, lambda k: bool(np.isfinite(baseline.together[k]))
+    )
+    if not own:
         return ""
-    own, other = (list(part) for part in zip(*pairs, strict=True))
     at = [r.layers[k].name for k in own]
     changes = significant_changes(at, _numbers(r, own), _numbers(baseline, other))
     name = name_of(r.model)

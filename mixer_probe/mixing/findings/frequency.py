@@ -8,7 +8,7 @@ import numpy as np
 
 from mixer_probe.core.words import join, name_of, untrained_baseline
 from mixer_probe.mixing.findings.attention import at
-from mixer_probe.mixing.findings.baseline import not_zero
+from mixer_probe.mixing.findings.changes import not_zero
 from mixer_probe.mixing.frequency import FrequencyProfile
 
 _NAMES = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from mixer_probe.core.finding import Number, shown
 from mixer_probe.core.words import first_and_more, join, name_of, number
-from mixer_probe.mixing.findings.changes import significant_changes
+from mixer_probe.mixing.findings.changes import in_both, significant_changes
 from mixer_probe.mixing.receptive_field import EffectiveReceptiveField
 from mixer_probe.models.layer import spread
 
@@ -65,15 +65,11 @@ def receptive_sentence(r: EffectiveReceptiveField) -> str:
 def training_sentence(r: EffectiveReceptiveField, baseline: EffectiveReceptiveField) -> str:
     """Where the area of half of the energy differs from that of the untrained baseline, of three
     blocks."""
-    names = {layer.name: k for k, layer in enumerate(baseline.layers)}
-    pairs = [
-        (k, names[r.layers[k].name])
-        for k in _places(r)
-        if r.layers[k].name in names and baseline.energy[names[r.layers[k].name]] > 0
-    ]
-    if not pairs:
+    own, other = in_both(
+        r.layers, _places(r), baseline.layers, lambda k: bool(baseline.energy[k] > 0)
+    )
+    if not own:
         return ""
-    own, other = zip(*pairs, strict=True)
     names_of = [r.layers[k].name for k in own]
     changes = significant_changes(names_of, _sides(r, own), _sides(baseline, other))
     said = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from mixer_probe.core.words import first_and_more, join, name_of, untrained_baseline
 from mixer_probe.mixing.findings.attention import at
-from mixer_probe.mixing.findings.baseline import changed, not_zero
+from mixer_probe.mixing.findings.changes import changed, not_zero
 from mixer_probe.mixing.residual import ResidualStream
 
 
