@@ -87,8 +87,8 @@ def training_sentence(r: SpatialMixing, baseline: SpatialMixing, view: str = "br
         numbers = (other.value, other.low, other.high, own.value, own.low, own.high)
         if float(difference_p(*numbers)) * len(pairs) <= LEVEL:
             low, high = difference_interval(*numbers).tolist()
-            change = number(own.value - other.value, low, high)
-            changed.append(f"{_WORDS[q]} from {other.value:.2f} to {own.value:.2f} (by {change})")
+            change = number(own.value - other.value, low, high, 3)
+            changed.append(f"{_WORDS[q]} from {other.value:.3f} to {own.value:.3f} (by {change})")
         else:
             same.append(_WORDS[q])
     name = name_of(r.model)
