@@ -148,8 +148,9 @@ def patch(representations: Representations, **part: Unpack[Part]) -> Interventio
     image in its set where the package streams it (`extract` and all that reads in a stream, also
     after an interruption or with less memory); other images are counted from when the context was
     entered. A batch that repeats the one before it, or its beginning, has the same rows again.
-    `part` as for `ablate`; single heads cannot be patched, since what they return is no output of
-    a module."""
+    Attributions along a path pass changed copies of the images: their rows are right where all
+    images pass in one batch. `part` as for `ablate`; single heads cannot be patched, since what
+    they return is no output of a module."""
     if not isinstance(representations, Representations):
         raise LayerError(
             "patch takes representations that extract returns, not a "

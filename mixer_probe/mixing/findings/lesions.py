@@ -19,7 +19,7 @@ _NOUNS = {"spatial": "spatial layers", "channel": "channel layers", "block": "bl
 
 def lesion_sentences(result: Lesions, results: Sequence[Lesions]) -> list[str]:
     """Accuracy of the intact network, mean drops by kind of layer, how many drops are significant,
-    the largest where it is told from the others, and what the untrained baseline has."""
+    the largest where it differs from the others, and what the untrained baseline has."""
     name = name_of(result.model)
     if not result.able:
         return [f"{name} {_unable(result)}"]
