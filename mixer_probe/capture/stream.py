@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from mixer_probe.capture.hooks import Reducer, capture
 from mixer_probe.core.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint, tensor_keys
 from mixer_probe.core.hooks import passing
+from mixer_probe.core.memory import slices
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.validate import checked
+from mixer_probe.images.labelled import index_batches
 from mixer_probe.images.transforms import split_transform, transform_for
 from mixer_probe.models.classes import LabelledImages
 from mixer_probe.models.layer import Layer
@@ -47,12 +49,15 @@ class ImageSource(LabelledImages, Protocol):
     def batches(
         self,
         transform: Callable[[Any], torch.Tensor],
-        batch_size: int,
-        start: int = 0,
+        batches: int | Iterable[Sequence[int]],
         *,
+        workers: int | Literal["auto"] = "auto",
         pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
-        """Transformed images [B, 3, H, W] in order, from index `start` on."""
+        """Transformed images [B, 3, H, W]: consecutive batches of the size `batches`, or the images
+        at the indices of each batch that it gives.
+
+        Such an iterable is consumed as images are made, a few batches ahead with `workers`."""
 
 
 class TensorImages:
@@ -107,22 +112,22 @@ class TensorImages:
         found.ids = tuple(self.ids[i] for i in rows)
         return found
 
-    @checked(ImagesError)
     def batches(
         self,
         transform: Callable[[Any], torch.Tensor],
-        batch_size: int,
-        start: int = 0,
+        batches: int | Iterable[Sequence[int]],
         *,
+        workers: int | Literal["auto"] = "auto",
         pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
-        """Slices of the tensor; those of pixels scaled and normalised as `transform` normalises
-        images."""
+        """Parts of the tensor; those of pixels scaled and normalised as `transform` normalises
+        images. Raises as `index_batches`."""
         normalise = (
             split_transform(transform)[1] if self.raw and hasattr(transform, "transforms") else None
         )
-        for first in range(start, len(self), batch_size):
-            part = self._tensor[first : first + batch_size]
+        for index in index_batches(batches, len(self)):
+            consecutive = isinstance(index, range) and index.step == 1
+            part = self._tensor[slice(index[0], index[-1] + 1) if consecutive else list(index)]
             yield part if normalise is None else normalise(part.float() / 255)
 
 
@@ -226,9 +231,11 @@ def stream(
         kept_heap if device == "cpu" else nullcontext(),
     ):
         advance(start)
-        for batch in source.batches(
-            transform, batch_size, start=start, pin_memory=device == "cuda"
-        ):
+        ranges = (
+            range(start + part.start, start + part.stop)
+            for part in slices(len(source) - start, batch_size)
+        )
+        for batch in source.batches(transform, ranges, pin_memory=device == "cuda"):
             while len(batch):
                 part = batch[:most]
                 with passing(position):

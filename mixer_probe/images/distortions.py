@@ -26,7 +26,7 @@ from mixer_probe.core.errors import ImagesError, closest
 from mixer_probe.core.fingerprint import altered_key, images_fingerprint
 from mixer_probe.core.result import ImagesRecord, storable
 from mixer_probe.core.validate import check_grid, checked
-from mixer_probe.images.labelled import Images
+from mixer_probe.images.labelled import Images, indexed_batches
 from mixer_probe.images.transforms import Transform, split_transform
 
 Colour = tuple[float, float, float]
@@ -525,24 +525,25 @@ class DistortedImages:
         """At most `limit` of the images; see `Images.sample`."""
         return replace(self, images=self.images.sample(limit, seed))
 
-    @checked(ImagesError)
     def batches(
         self,
         transform: Transform,
-        batch_size: int,
-        start: int = 0,
+        batches: int | Iterable[Sequence[int]],
+        *,
         workers: int | Literal["auto"] = "auto",
         pin_memory: bool = False,
     ) -> Iterator[Tensor]:
-        """Float tensors [B, 3, h, w] in order: transformed, distorted, then normalised.
+        """Float tensors [B, 3, h, w], see `Images.batches`: transformed, distorted, then
+        normalised.
 
         The distortion stands before the Normalize that ends the transform; a transform without one
         gives pixels as it is."""
         to_pixels, normalise = split_transform(transform)
         numbers = image_numbers(self.ids)
-        for batch in self.images.batches(to_pixels, batch_size, start, workers, pin_memory):
-            yield normalise(self.distortion(batch, numbers[start : start + len(batch)]))
-            start += len(batch)
+        for batch, index in indexed_batches(
+            self.images, to_pixels, batches, workers=workers, pin_memory=pin_memory
+        ):
+            yield normalise(self.distortion(batch, [numbers[i] for i in index]))
 
 
 @overload

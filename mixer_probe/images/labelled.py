@@ -8,21 +8,23 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from itertools import tee
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint
+from mixer_probe.core.memory import slices
 from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.threads import available_cores
-from mixer_probe.core.validate import checked
+from mixer_probe.core.validate import check_count, checked
 from mixer_probe.images.classes import require_labels
 from mixer_probe.images.decode import (
     FileReader,
@@ -190,31 +192,31 @@ class Images(Sequence[Image.Image]):
             order = order[np.argsort(turn, kind="stable")]
         return chosen.subset(np.sort(order[:limit]))
 
-    @checked(ImagesError)
     def batches(
         self,
         transform: Transform,
-        batch_size: int,
-        start: int = 0,
+        batches: int | Iterable[Sequence[int]],
+        *,
         workers: int | Literal["auto"] = "auto",
         pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
-        """The images from index `start` on as float tensors [B, 3, H, W], in order; the last may be
-        smaller.
+        """The images as float tensors [B, 3, H, W]: consecutive batches of the size `batches`, of
+        which the last may be smaller, or the images at the indices of each batch that it gives, in
+        that order. Such an iterable is consumed as images are made, two batches per worker ahead.
 
         `workers` are processes: "auto" takes none for few images or without CUDA, where the network
         itself keeps the cores busy, else one per core up to 8. The random state of torch is left
-        alone. Raises ImagesError with the path of an image that cannot be decoded."""
-        rest = self.subset(range(len(self))[start:])
+        alone. Raises ImagesError with the path of an image that cannot be decoded, and as
+        `index_batches`."""
         if workers == "auto":
-            useful = len(rest) >= _FEW_IMAGES and torch.cuda.is_available()
+            useful = len(self) >= _FEW_IMAGES and torch.cuda.is_available()
             n_workers = min(_MOST_WORKERS, available_cores()) if useful else 0
         else:
-            n_workers = workers
+            n_workers = check_count("workers", workers, ImagesError, least=0)
         loader = DataLoader(
-            _Batches(rest, transform),
+            _Batches(self, transform),
             batch_size=None,
-            sampler=BatchSampler(range(len(rest)), batch_size, drop_last=False),
+            sampler=index_batches(batches, len(self)),
             num_workers=n_workers,
             pin_memory=pin_memory,
             generator=torch.Generator(),
@@ -322,6 +324,34 @@ def from_arrays(
 def numbered(prefix: str, n: int) -> tuple[str, ...]:
     """n ids that sort in order: prefix, then the number padded with zeros."""
     return tuple(f"{prefix}{i:0{len(str(n - 1))}d}" for i in range(n))
+
+
+def index_batches(batches: int | Iterable[Sequence[int]], n: int) -> Iterator[Sequence[int]]:
+    """The indices of each batch of `n` images: consecutive ones for a size, else what `batches`
+    gives, as it is asked for.
+
+    Raises ImagesError for a size below 1, an empty batch and an index that is not one of 0 to
+    n - 1."""
+    if not isinstance(batches, Iterable):
+        size = check_count("the size of batches", batches, ImagesError)
+        yield from (range(part.start, part.stop) for part in slices(n, size))
+        return
+    for batch in batches:
+        if not len(batch):
+            raise ImagesError("a batch has no images: give the index of one or more")
+        if min(batch) < 0 or max(batch) >= n:
+            wrong = next(i for i in batch if not 0 <= i < n)
+            raise ImagesError(f"a batch has index {wrong}, and there are {n} images: 0 to {n - 1}")
+        yield batch
+
+
+def indexed_batches(
+    images: Any, transform: Any, batches: int | Iterable[Sequence[int]], **options: Any
+) -> Iterator[tuple[torch.Tensor, Sequence[int]]]:
+    """Each batch of `images.batches(transform, batches, **options)` with the indices of its
+    images."""
+    given, indices = tee(index_batches(batches, len(images)))
+    return zip(images.batches(transform, given, **options), indices, strict=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,8 @@ def raw_pixels(
             sizes[(image.height, image.width)] = None
             return torch.zeros(1)
 
-        for batch in source.batches(note, _BATCH):
+        # In this process, where what is noted can be seen.
+        for batch in source.batches(note, _BATCH, workers=0):
             if batch.ndim == 4:
                 # Preprocessed inputs, which are not transformed.
                 sizes[(batch.shape[2], batch.shape[3])] = None

@@ -31,6 +31,7 @@ from mixer_probe.core.fingerprint import (
 from mixer_probe.core.result import ImagesRecord, storable
 from mixer_probe.core.validate import checked
 from mixer_probe.images import Images
+from mixer_probe.images.labelled import indexed_batches
 
 Kind = Literal["regression", "angle", "classification"]
 LUMA = (0.299, 0.587, 0.114)
@@ -405,17 +406,18 @@ class AlteredImages:
     def batches(
         self,
         transform: Callable[[Any], Tensor],
-        batch_size: int,
-        start: int = 0,
+        batches: int | Iterable[Sequence[int]],
         *,
+        workers: int | Literal["auto"] = "auto",
         pin_memory: bool = False,
     ) -> Iterator[Tensor]:
         """The source's batches, changed."""
-        for batch in self.source.batches(transform, batch_size, start, pin_memory=pin_memory):
+        for batch, index in indexed_batches(
+            self.source, transform, batches, workers=workers, pin_memory=pin_memory
+        ):
             yield torch.stack(
-                [self.change(image, self._places[start + i]) for i, image in enumerate(batch)]
+                [self.change(image, self._places[i]) for image, i in zip(batch, index, strict=True)]
             )
-            start += len(batch)
 
 
 @checked(MeasureError)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from mixer_probe.core.errors import (
     StoreError,
 )
 from mixer_probe.core.result import ImagesRecord
+from mixer_probe.images.labelled import index_batches
 from mixer_probe.models import Model
 from tests.networks import CASES, as_model, noise
 
@@ -146,13 +147,13 @@ class Listed:
     def batches(
         self,
         transform: Callable[[Any], torch.Tensor],
-        batch_size: int,
-        start: int = 0,
+        batches: int | Iterable[Sequence[int]],
         *,
+        workers: int | Literal["auto"] = "auto",
         pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
         self.transform = transform
-        yield from self.tensor[start:].split(batch_size)
+        yield from (self.tensor[list(index)] for index in index_batches(batches, len(self)))
 
 
 def test_a_source_gets_the_transform_of_the_model_and_keeps_its_names(mixer: Model) -> None:
@@ -440,12 +441,10 @@ def test_out_of_memory_half_way_gives_every_image_once() -> None:
     source = Listed(noise(11))
     tensor = source.tensor
 
-    def batches(
-        _transform: Any, batch_size: int, start: int = 0, **_: Any
-    ) -> Iterator[torch.Tensor]:
-        for i, batch in enumerate(tensor[start:].split(batch_size)):
+    def batches(_transform: Any, batches: Any, **_: Any) -> Iterator[torch.Tensor]:
+        for i, index in enumerate(index_batches(batches, len(tensor))):
             gate.room = 4 if i == 0 else 1
-            yield batch
+            yield tensor[list(index)]
 
     source.batches = batches  # type: ignore[method-assign]
     with pytest.warns(OutOfMemoryWarning):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ import mixer_probe.capture.store as store
 from mixer_probe.capture import Representations, extract, open_run
 from mixer_probe.core.errors import NonFiniteWarning, StoreError
 from mixer_probe.core.result import ImagesRecord
+from mixer_probe.images.labelled import index_batches
 from mixer_probe.models import Model
 from tests.capture.test_hooks import Twice
 from tests.networks import CASES, as_model, noise
@@ -49,17 +50,18 @@ class Source:
     def batches(
         self,
         transform: Callable[[Any], torch.Tensor],
-        batch_size: int,
-        start: int = 0,
+        batches: int | Iterable[Sequence[int]],
         *,
+        workers: int | Literal["auto"] = "auto",
         pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
-        self.starts.append(start)
-        for first in range(start, len(self), batch_size):
-            if self.fails_at is not None and first + batch_size > self.fails_at:
+        found = list(index_batches(batches, len(self)))
+        self.starts.append(found[0][0] if found else len(self))
+        for index in found:
+            if self.fails_at is not None and max(index) >= self.fails_at:
                 raise self.error
             self.given += 1
-            yield self.tensor[first : first + batch_size]
+            yield self.tensor[list(index)]
 
 
 @pytest.fixture(scope="module")

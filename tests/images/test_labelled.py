@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mixer_probe.capture import TensorImages
 from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import from_arrays, load_images, model_transform
+from mixer_probe.probing.targets import AlteredImages
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -132,14 +134,48 @@ def test_as_many_labels_as_images():
         from_arrays(np.zeros((2, 4, 4, 3)))
 
 
-def test_batches_are_in_order_from_start_and_the_last_is_smaller(transform):
+def test_batches_are_in_order_and_the_last_is_smaller(transform):
     batches = list(numbered_images(7).batches(transform, 3))
     assert [tuple(batch.shape) for batch in batches] == [(3, 3, 4, 4), (3, 3, 4, 4), (1, 3, 4, 4)]
     assert {batch.dtype for batch in batches} == {torch.float32}
     assert torch.cat(batches)[:, 0, 0, 0].mul(255).round().int().tolist() == list(range(7))
-    late = torch.cat(list(numbered_images(7).batches(transform, 3, start=4)))
-    assert torch.equal(late, torch.cat(batches)[4:])
-    assert list(numbered_images(7).batches(transform, 3, start=7)) == []
+
+
+def test_batches_by_indices_are_made_as_they_are_asked_for(transform):
+    chosen, log = [[5, 5, 0], range(6, 2, -2), np.array([3])], []
+    tensor = TensorImages(torch.arange(7.0).view(7, 1, 1, 1) / 255)
+    for images in (numbered_images(7), tensor, AlteredImages(tensor, lambda x, _: x, "", ())):
+        for batch in images.batches(transform, (log.append("asked") or i for i in chosen)):
+            log += [batch[:, 0, 0, 0].mul(255).round().int().tolist()]
+        assert log == ["asked", [5, 5, 0], "asked", [6, 4], "asked", [3]]
+        log.clear()
+        assert list(images.batches(transform, [])) == []
+
+
+def test_workers_take_few_indices_ahead_and_give_batches_in_order(transform):
+    taken = []
+    batches = numbered_images(40).batches(
+        transform, (taken.append(i) or [i, 0] for i in range(40)), workers=2
+    )
+    assert next(batches)[:, 0, 0, 0].mul(255).round().int().tolist() == [0, 0]
+    assert len(taken) <= 5
+    assert torch.cat(list(batches))[::2, 0, 0, 0].mul(255).round().int().tolist() == [*range(1, 40)]
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (0, "the size of batches is a whole number, 1 or more, not 0"),
+        (True, "the size of batches is a whole number, 1 or more, not True"),
+        ([[0], []], "a batch has no images: give the index of one or more"),
+        ([[0, 7]], "a batch has index 7, and there are 7 images: 0 to 6"),
+        ([np.array([-1])], "a batch has index -1, and there are 7 images: 0 to 6"),
+    ],
+)
+def test_wrong_batches_are_refused(transform, batches, message):
+    for images in (numbered_images(7), TensorImages(torch.zeros(7, 3, 4, 4))):
+        with pytest.raises(ImagesError, match=f"^{message}$"):
+            list(images.batches(transform, batches))
 
 
 def test_worker_processes_give_the_same_batches(transform):
