@@ -4,6 +4,8 @@ earlier analyses."""
 from __future__ import annotations
 
 import copy
+import math
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -13,10 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mixer_probe.capture.extraction import extract
-from mixer_probe.capture.representations import Representations
+from mixer_probe.capture.representations import Reduce, Representations
+from mixer_probe.capture.store import stored_shape
 from mixer_probe.capture.stream import Reading
 from mixer_probe.core.errors import ImagesError, MeasureError, MixerProbeError
-from mixer_probe.core.fingerprint import apart
+from mixer_probe.core.fingerprint import apart, digest
+from mixer_probe.core.memory import WORKING
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.text import slug
@@ -34,8 +38,10 @@ class Inputs:
     `train` are images to fit probes on, None for a half of `images`. `found` are the results of
     earlier analyses. `shared` is one dictionary for all networks of a study: options of a command
     beyond the settings, and what is computed once for all. With `store` representations are kept in
-    that folder. `trained` is the network whose untrained baseline this is. `reads` give what else
-    is read in the pass that extracts the representations of `images`.
+    that folder. Without it those that fit into `WORKING` bytes are in memory, and larger ones in
+    the folder `shared["runs"]`, by default a temporary one that is removed with `shared`. `trained`
+    is the network whose untrained baseline this is. `reads` give what else is read in the pass that
+    extracts the representations of `images`.
 
     After `close` the network is no longer in memory; of its representations those of the test
     images remain."""
@@ -226,24 +232,40 @@ class Inputs:
             k: v for k, v in self._kept.items() if k == "test"
         }
 
+    def extract(
+        self,
+        images: Images,
+        layers: str | Sequence[str],
+        *,
+        reduce: Reduce = "mean",
+        part: str = "",
+        also: Sequence[Reading] = (),
+    ) -> Representations:
+        """Representations of some images by the network, kept where the others are; `part` is in
+        the name of a stored run. Other arguments, and errors, are those of `extract`."""
+        selected, folder = self.model.select(layers), self.store
+        # Of float32; twice as much, of a network in float64, has room too.
+        size = 4 * len(images) * sum(math.prod(stored_shape(x, reduce)[0]) for x in selected)
+        if folder is None and size > WORKING:
+            folder = self.share("runs", self._temporary)
+        s, record, names = self.settings, self.record, [layer.name for layer in selected]
+        of = digest(record.fingerprint, images.fingerprint, reduce, s.autocast or "", *names)[:16]
+        out = None if folder is None else folder / f"{slug(record.name)}-{of}-{part}.zarr"
+        options: dict[str, Any] = {"batch_size": s.batch_size, "autocast": s.autocast}
+        return extract(self.model, images, layers, reduce=reduce, out=out, also=also, **options)
+
+    def _temporary(self) -> Path:
+        folder = tempfile.TemporaryDirectory(prefix="mixer-probe-")
+        self.shared["temporary folder"] = folder
+        return Path(folder.name)
+
     def _extract(
         self, images: Images, part: str, with_head: bool = False, also: Sequence[Reading] = ()
     ) -> Representations:
-        s = self.settings
-        heads = (
-            [layer.name for layer in self.model.layers if layer.kind == "head"][-1:]
-            if with_head
-            else []
-        )
-        layers = [*([s.layers] if isinstance(s.layers, str) else s.layers), *heads]
-        of = f"{self.record.fingerprint[:8]}-{images.fingerprint[:8]}"
-        out = (
-            None
-            if self.store is None
-            else self.store / f"{slug(self.record.name)}-{of}-{part}.zarr"
-        )
-        options: dict[str, Any] = {"batch_size": s.batch_size, "autocast": s.autocast}
-        return extract(self.model, images, layers, out=out, also=also, **options)
+        layers = self.settings.layers
+        heads = [layer.name for layer in self.model.layers if layer.kind == "head"][-1:]
+        chosen = [*([layers] if isinstance(layers, str) else layers), *(heads if with_head else [])]
+        return self.extract(images, chosen, part=part, also=also)
 
 
 def halves(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -120,11 +120,9 @@ def probe(
         images, train = replace(source, data=test_data, split=test_split).load(), source.load()
     # Tables that do not fit are an error before any network runs.
     read_groups(settings.groups)
-    shared = (
-        {"targets": study_targets((train or images, images), settings.targets)}
-        if "targets" in chosen
-        else {}
-    )
+    shared: dict[str, Any] = {} if out is None else {"runs": out / "runs"}
+    if "targets" in chosen:
+        shared["targets"] = study_targets((train or images, images), settings.targets)
     results = run_analyses(
         loaders, {"probing": chosen}, images, train, settings, strict=what != "all", **shared
     )

@@ -60,7 +60,10 @@ def compare(
 
     Writes figures as SVG and PNG, the numbers as CSV, results.json and report.html to --out
     (default: mixer-probe-compare; with --json none)."""
+    from contextlib import closing
+
     import mixer_probe as mp
+    from mixer_probe.capture import Inputs
     from mixer_probe.similarity.views import agreement, disagreement
 
     measures, cells = measure_names(measure), None
@@ -91,17 +94,15 @@ def compare(
                     "extract again"
                 )
             sides[name] = run if passes.layers is None else run.only(passes.layers.split(","))
-    extraction: dict[str, Any] = {
-        "reduce": reduce or "mean",
-        "batch_size": passes.batch_size,
-        "autocast": passes.autocast,
-    }
-    a, b = (
-        sides[name]
-        if name in sides
-        else mp.extract(loaders[name](), source.load(), passes.chosen, **extraction)
-        for name in (model_a, model_b)
-    )
+    folder = out or (None if as_json else Path("mixer-probe-compare"))
+    # Or the temporary folder of runs that are too large for memory.
+    shared: dict[str, Any] = {} if folder is None else {"runs": folder / "runs"}
+    reduction: dict[str, Any] = {"reduce": reduce or "mean"}
+    images = source.load() if loaders else None
+    for name, load in loaders.items():
+        with closing(Inputs(load(), images, settings=passes.settings(), shared=shared)) as i:
+            sides[name] = i.extract(i.images, passes.chosen, part="test", **reduction)
+    a, b = sides[model_a], sides[model_b]
     matrices = mp.compare(  # type: ignore[call-overload]
         a,
         b,
@@ -118,7 +119,6 @@ def compare(
     sentences = [agreement(m) for m in matrices] + (
         [disagreement(matrices)] if len(matrices) > 1 else []
     )
-    folder = out or (None if as_json else Path("mixer-probe-compare"))
     finish(matrices, folder, "Similarity of two networks", as_json, sentences=sentences)
 
 

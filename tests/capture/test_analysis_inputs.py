@@ -3,11 +3,14 @@ representations."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.capture import Inputs
+from mixer_probe.capture import Inputs, analysis_inputs
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.study import run_analyses
@@ -41,6 +44,30 @@ def test_a_closed_network_leaves_its_representations() -> None:
     np.testing.assert_array_equal(inputs.test["blocks.0"], first)
     with pytest.raises(AssertionError, match="has left memory"):
         _ = inputs.model
+
+
+def test_large_representations_lie_in_a_folder_until_the_study_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = mp.load_images("demo", limit=20)
+    model, settings = CASES["mixer"].model(), StudySettings(layers="blocks.0")
+    expected = mp.extract(model, images, "blocks.0")["blocks.0"]
+    monkeypatch.setattr(analysis_inputs, "WORKING", expected.nbytes)
+    for given in ({}, {"runs": tmp_path}):
+        shared: dict[str, Any] = dict(given)
+        inputs = Inputs(model, images, None, settings, shared)
+        inputs.extract(images, "blocks.0")
+        assert shared == given
+        inputs.extract(images, "blocks.0", reduce="none", part="positions")
+        # The head of `whole` makes the run a little too large.
+        found = inputs.test
+        inputs.close()
+        np.testing.assert_array_equal(found["blocks.0"], expected)
+        folder = shared["runs"]
+        assert len(list(folder.glob("*.zarr"))) == 2
+        del inputs
+        shared.clear()
+        assert folder.exists() is bool(given)
 
 
 def test_baselines_are_of_trained_networks_and_where_they_are_wanted() -> None:
