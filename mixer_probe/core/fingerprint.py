@@ -12,8 +12,9 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,17 +22,21 @@ import torch
 from PIL import Image
 
 from mixer_probe.core.errors import ImagesError, MeasureError
+from mixer_probe.core.memory import RESIDENT, at_once, slices
 
 _LENGTH = 32
 _ALTERED = "~"
 # Hashing and reading leave the interpreter lock.
 THREADS = min(8, os.cpu_count() or 1)
-_MOST_FILES = 1_000_000
+# What is remembered of a file with a path of usual length.
+_BYTES_EACH = 400
+_MOST_FILES = at_once(_BYTES_EACH, RESIDENT)
+_PART = "\0"
 # A file written again within one tick of the file system's clock keeps its time stamp: a younger
 # one is read every time.
 _SETTLED_NS = 2 * 10**9
 
-_known_files: dict[str, tuple[tuple[int, ...], str]] = {}
+_known_files: dict[str, tuple[int, str]] = {}
 
 
 class Identified(Protocol):
@@ -56,37 +61,74 @@ def digest(*parts: str | bytes) -> str:
     return found.hexdigest()
 
 
-def file_keys(paths: Sequence[str], verify: bool = False) -> list[str]:
-    """Key of every file: the hash of its bytes, read on several cores.
+def file_keys(files: Sequence[str], verify: bool = False) -> list[str]:
+    """Key of every file, or part of a file (`part_of_file`): the hash of its bytes, read on several
+    cores.
 
     A file is read once per process as long as its size, times and inode are unchanged; `verify`
     reads it anyway. Raises what the operating system raises."""
 
-    def key_of(path: str) -> str:
+    def key_of(file: str) -> str:
+        path, _, part = file.partition(_PART)
         stat = os.stat(path)
-        state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
-        known = _known_files.get(path)
+        state, known = file_state(stat), _known_files.get(file)
         if known and known[0] == state and not verify:
             return known[1]
-        with open(path, "rb") as stream:
-            key = hashlib.file_digest(stream, "sha256").hexdigest()[:_LENGTH]
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
-            if len(_known_files) >= _MOST_FILES:
-                _known_files.clear()
-            _known_files[path] = (state, key)
+        if part:
+            key = bytes_key(read_part(file))
         else:
-            _known_files.pop(path, None)
+            with open(path, "rb") as stream:
+                key = hashlib.file_digest(stream, "sha256").hexdigest()[:_LENGTH]
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
+            learn_keys({file: (state, key)})
+        else:
+            _known_files.pop(file, None)
         return key
 
-    return in_parallel(key_of, paths)
-
-
-def in_parallel(make: Callable[[str], str], items: Sequence[str]) -> list[str]:
-    """`make` of every item, in order, on several cores."""
-    if len(items) < 2:
-        return [make(item) for item in items]
+    if len(files) < 2:
+        return [key_of(file) for file in files]
+    size = min(1024, -(-len(files) // (4 * THREADS)))
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(make, items, chunksize=16))
+        chunks = (files[part] for part in slices(len(files), size))
+        return list(chain.from_iterable(pool.map(lambda c: [key_of(file) for file in c], chunks)))
+
+
+def known_keys(files: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """What this process knows of these files, for `learn_keys` in another one: the state in which
+    each was read, and its key."""
+    return {file: _known_files[file] for file in files if file in _known_files}
+
+
+def learn_keys(known: Mapping[str, tuple[int, str]]) -> None:
+    """Remember what another process read, which counts as long as the files are in that state here
+    too."""
+    if len(_known_files) + len(known) > _MOST_FILES:
+        _known_files.clear()
+    _known_files.update(islice(known.items(), _MOST_FILES))
+
+
+def file_state(stat: os.stat_result) -> int:
+    """One number for the size, times and inode of a file, the same on every machine that mounts
+    it."""
+    return hash((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+
+
+def part_of_file(path: str, offset: int, size: int) -> str:
+    """What `file_keys` and `read_part` call so many bytes of a file."""
+    return f"{path}{_PART}{offset}{_PART}{size}"
+
+
+def read_part(file: str, most: int | None = None) -> bytes:
+    """The bytes, at `most` so many, of a part of a file. Raises OSError where the file is
+    shorter."""
+    path, offset, size = file.split(_PART)
+    wanted = int(size) if most is None else min(most, int(size))
+    with open(path, "rb") as stream:
+        stream.seek(int(offset))
+        content = stream.read(wanted)
+    if len(content) < wanted:
+        raise OSError(f"{path} ends {wanted - len(content)} bytes before the image does")
+    return content
 
 
 def folder_state(folder: str | os.PathLike[str]) -> str:

@@ -8,15 +8,15 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mixer_probe.core.errors import ImagesWarning
-from mixer_probe.core.fingerprint import altered_key, file_keys, picture_key
+from mixer_probe.core.fingerprint import altered_key, bytes_key, file_keys, picture_key
 
 _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2"}
 _NETPBM = {".ppm", ".pgm", ".pbm", ".pnm"}
@@ -25,6 +25,7 @@ MOST_PIXELS = 40_000_000
 EXTENSIONS = frozenset(
     _JPEG | _NETPBM | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".tga"}
 )
+_EMPTY = "the file is empty (0 bytes)"
 # What Pillow raises of a damaged file, wherever the damage is.
 _UNREAD = (OSError, SyntaxError, ValueError, struct.error)
 
@@ -59,18 +60,8 @@ class FileReader:
         """See `Reader`."""
         path = self.paths[position]
         if os.path.getsize(path) == 0:
-            raise OSError("the file is empty (0 bytes)")
-        image: Image.Image
-        try:
-            image = Image.open(path)
-        except _UNREAD as error:
-            image = _without_metadata(path, error)
-        sized(image)
-        return (
-            image
-            if self.top is None or not is_deep(image.mode)
-            else _eight_bits(upright(image), self.top)
-        )
+            raise OSError(_EMPTY)
+        return open_image(path, self.top)
 
     def where(self, position: int) -> str:
         """See `Reader`."""
@@ -78,25 +69,22 @@ class FileReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
-        keys = file_keys([self.paths[position] for position in positions], verify)
-        # The same file gives other pixels where its set was found to end at another value.
-        return (
-            keys
-            if self.top in (None, WIDEST)
-            else [altered_key(key, f"values to {self.top}") for key in keys]
-        )
+        return ranged_keys(file_keys([self.paths[i] for i in positions], verify), self.top)
 
 
 @dataclass(frozen=True)
 class HeldReader:
-    """Images held in memory, which nothing else changes."""
+    """Images held in memory, decoded or as the bytes of files, which nothing else changes; `top` as
+    in `FileReader`."""
 
-    images: Sequence[Image.Image]
+    images: Sequence[Image.Image | bytes]
+    top: int | None = None
     known: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def open(self, position: int) -> Image.Image:
         """See `Reader`."""
-        return self.images[position]
+        image = self.images[position]
+        return open_image(image, self.top) if isinstance(image, bytes) else image
 
     def where(self, position: int) -> str:
         """See `Reader`."""
@@ -104,9 +92,38 @@ class HeldReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
-        return remembered(
-            self.known, positions, verify, lambda position: picture_key(self.images[position])
+        return ranged_keys(
+            remembered(self.known, positions, verify, lambda i: content_key(self.images[i])),
+            self.top,
         )
+
+
+def content_key(content: bytes | Image.Image) -> str:
+    """The key of an encoded or a decoded image."""
+    return bytes_key(content) if isinstance(content, bytes) else picture_key(content)
+
+
+def open_image(file: str | bytes, top: int | None = None) -> Image.Image:
+    """The image in a file, by its path or its bytes, perhaps not decoded yet; grey of more than 8
+    bits as `FileReader` scales it to `top`. Raises what the decoder raises."""
+    if not file:
+        raise OSError(_EMPTY)
+    source = file if isinstance(file, str) else io.BytesIO(file)
+    image: Image.Image
+    try:
+        image = Image.open(source)
+    except _UNREAD as error:
+        image = _without_metadata(source, error)
+    sized(image)
+    return image if top is None or not is_deep(image.mode) else _eight_bits(upright(image), top)
+
+
+def ranged_keys(keys: Sequence[str], top: int | None) -> Sequence[str]:
+    """Keys of files that a reader scales to `top`: the same file gives other pixels where its set
+    was found to end at another value."""
+    if top in (None, WIDEST):
+        return keys
+    return [altered_key(key, f"values to {top}") for key in keys]
 
 
 def remembered(
@@ -142,10 +159,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Raises ValueError for floats and for 32-bit integers beyond 16 bits, whose range no file
     states."""
+    source = getattr(image, "filename", "") or getattr(image, "fp", "")
     try:
         image.load()
     except _UNREAD as error:
-        image = _without_metadata(getattr(image, "filename", ""), error)
+        image = _without_metadata(source, error)
     image = upright(image)
     if is_deep(image.mode):
         top = largest_value([image])
@@ -257,11 +275,12 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _without_metadata(path: str, error: Exception) -> Image.Image:
+def _without_metadata(source: str | IO[bytes], error: Exception) -> Image.Image:
     """The image of a PNG or JPEG file that could not be read, from a copy without metadata. Raises
     `error` if that fails too."""
     try:
-        with open(path, "rb") as stream:
+        with open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream:
+            stream.seek(0)
             start = stream.read(len(_PNG))
             if start != _PNG and not start.startswith(_JPEG_START):
                 raise error

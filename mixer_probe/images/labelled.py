@@ -126,7 +126,7 @@ class Images(Sequence[Image.Image]):
             # Which one it was, in the order of the images.
             for i, position in enumerate(self.positions.tolist()):
                 try:
-                    self.reader.keys([position])
+                    self.reader.keys([position], verify)
                 except Exception as error:
                     raise ImagesError(self._unreadable(i, error)) from error
             raise

@@ -15,6 +15,7 @@ from mixer_probe.images.bundled import load_demo, load_photos
 from mixer_probe.images.decode import WIDEST, FileReader
 from mixer_probe.images.folder import load_folder
 from mixer_probe.images.labelled import Images
+from mixer_probe.images.streams import ShardReader, StreamReader
 from mixer_probe.images.timm_sets import PREFIXES, load_timm
 
 _BUNDLED = {"demo": load_demo, "photos": load_photos}
@@ -46,8 +47,9 @@ def load_images(
 
     `limit` takes that many images, every class as often as it can be, drawn by `seed`. From a
     stream (wds, hfids, tfds) it takes the first ones, since evenness would mean decoding all of it,
-    and warns where the classes come out uneven. A stream is read at once, on one core, and held in
-    memory (3 x H x W bytes an image).
+    and warns where the classes come out uneven. A stream is gone through once here, for the names,
+    labels and headers of its images, and again when they are asked for: from local tar files each
+    by its place, from elsewhere in order. One image is in memory at a time.
 
     `on_error="raise"` opens the header of every chosen file of a folder (about 0.1 ms each) and
     names the first that is no image; one that breaks off later raises when it is read. "skip"
@@ -68,7 +70,9 @@ def load_images(
         if isinstance(images.reader, FileReader):
             # The range of values does not decide whether an image can be read.
             images = replace(images, reader=replace(images.reader, top=WIDEST))
-        readable = images.skip_unreadable()
+        # A stream was decoded when it was gone through.
+        stream = isinstance(images.reader, (ShardReader, StreamReader))
+        readable = images if stream else images.skip_unreadable()
         if readable.skipped:
             path, why = readable.skipped[0]
             warnings.warn(

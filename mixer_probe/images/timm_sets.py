@@ -4,13 +4,10 @@ streams."""
 from __future__ import annotations
 
 import importlib.util
-import logging
-import re
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,18 @@ from PIL import Image
 
 from mixer_probe.core.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.core.fingerprint import bytes_key, file_keys, picture_key
-from mixer_probe.images.decode import HeldReader, reason, remembered, sized, to_rgb
+from mixer_probe.images.decode import Reader, range_note, reason, remembered, sized
 from mixer_probe.images.labelled import Images, numbered
+from mixer_probe.images.streams import (
+    Content,
+    Part,
+    Problem,
+    ShardReader,
+    StreamReader,
+    first_pass,
+    indexable,
+    members,
+)
 
 PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
 _STREAMS = ("hfids", "wds", "tfds")
@@ -42,6 +49,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "wds": {"input_img_mode": ""},
     "hfids": {"input_img_mode": "", "num_samples": 1},
 }
+# A PNG file of one pixel.
+_DOT = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63600000"
+    "0002000148afa4710000000049454e44ae426082"
+)
 _TORCH_SPLITS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")
 
 
@@ -56,14 +68,13 @@ def load_timm(
     """A data set by timm's name, through `timm.data.create_dataset`; `options` go there.
 
     Sets with an index (torch, hfds) are read when asked for; labels come from the set's list of
-    targets where it has one, else every image is read once. Streams (wds, hfids, tfds) are read
-    here, in order and on one core, up to `limit` images, and held in memory as 8-bit RGB (3 x H x W
-    bytes an image).
+    targets where it has one, else every image is read once. Streams (wds, hfids, tfds) are gone
+    through here up to `limit` images, for their names, labels and headers: images in local tar
+    files that are not compressed are then read by their place, all others from the stream, which is
+    opened again.
 
     Raises ImagesError for an unknown name or split, a missing package, data that cannot be opened,
     and labels that are not one class per image."""
-    from timm.data.dataset_factory import create_dataset
-
     prefix, known_as = name.lower().partition("/")[0], name.lower().split("/", 2)[-1]
     if split is None:
         split = "validation"
@@ -83,22 +94,23 @@ def load_timm(
         raise ImagesError(
             f"'torch/{known_as}' has no split '{split}'; {closest(split, _TORCH_SPLITS)}"
         )
+    options = {**_OPTIONS.get(prefix, {}), **options}
+    if prefix in _STREAMS:
+        return _stream(_Opened(name, root, split, on_error, tuple(options.items())), limit)
+    return _indexed(_create(name, root, split, options), name, split, root)
+
+
+def _create(name: str, root: str | None, split: str, options: dict[str, Any]) -> Any:
+    """timm's data set. Raises ImagesError where it cannot be opened."""
+    from timm.data.dataset_factory import create_dataset
+
     try:
-        dataset = create_dataset(
-            name,
-            root=root,
-            split=split,
-            is_training=False,
-            **{**_OPTIONS.get(prefix, {}), **options},
-        )
+        return create_dataset(name, root=root, split=split, is_training=False, **options)
     # The readers of five libraries raise what they like, timm's assertions among it.
     except Exception as error:
         raise ImagesError(
             f"cannot open '{name}' (split '{split}', root {root}): {reason(error)}"
         ) from error
-    if prefix in _STREAMS:
-        return _stream(dataset, name, split, limit, on_error)
-    return _indexed(dataset, name, split, root)
 
 
 @dataclass(frozen=True)
@@ -212,32 +224,82 @@ def _labels(
     return values.astype(np.int64), tuple(names) if len(names) > values.max() else None
 
 
-def _stream(dataset: Any, name: str, split: str, limit: int | None, on_error: str) -> Images:
-    with _swallowed_errors() as errors:
-        samples = list(islice(_samples(dataset.reader, name, errors, on_error), limit))
-    if not samples:
-        why = f"; the first error: {errors[0]}" if errors else ""
-        raise ImagesError(f"'{name}' gave no images (split '{split}'){why}")
-    keys, pixels, targets = (list(column) for column in zip(*samples, strict=True))
-    labels, class_names = _labels(targets, _class_names(dataset), name)
-    ids = tuple(keys) if all(keys) else numbered(f"{split}/", len(keys))
-    images = Images(name, split, ids, labels, class_names, HeldReader(pixels), np.arange(len(ids)))
+@dataclass(frozen=True)
+class _Opened:
+    """Gives the images of a stream of timm, encoded where its reader can leave them so; opens it
+    each time."""
+
+    name: str
+    root: str | None
+    split: str
+    on_error: str
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self) -> Iterator[bytes | Image.Image]:
+        dataset = _create(self.name, self.root, self.split, dict(self.options))
+        problem = _refused(self.name, self.on_error, [])
+        for _, content, _ in _samples(dataset.reader, self.name, {}, problem):
+            assert not isinstance(content, Part)
+            yield content
+
+
+def _stream(opened: _Opened, limit: int | None) -> Images:
+    dataset = _create(opened.name, opened.root, opened.split, dict(opened.options))
+    skipped: list[tuple[str, str]] = []
+    states: dict[str, int] = {}
+    problem = _refused(opened.name, opened.on_error, skipped)
+    samples = _samples(dataset.reader, opened.name, states, problem)
+    found = first_pass(samples, limit, opened.on_error == "skip", problem)
+    n = len(found.names)
+    if not n:
+        why = f"; the first error: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        raise ImagesError(f"'{opened.name}' gave no images (split '{opened.split}'){why}")
+    labels, class_names = _labels(found.targets, _class_names(dataset), opened.name)
+    top = max(found.tops, default=None)
+    reader: Reader
+    if found.shards:
+        places = np.array(found.places, dtype=np.int64).reshape(-1, 3)
+        shards = tuple(found.shards)
+        reader = ShardReader(shards, tuple(states[shard] for shard in shards), places, top)
+        positions = np.arange(n)
+    else:
+        known = [""] * (found.positions[-1] + 1)
+        for position, key in zip(found.positions, found.keys, strict=True):
+            known[position] = key
+        reader = StreamReader(opened, tuple(known), top)
+        positions = np.array(found.positions, dtype=np.int64)
+    ids = tuple(found.names) if all(found.names) else numbered(f"{opened.split}/", n)
+    note = ""
+    if top is not None:
+        note = range_note(f"{len(found.tops)} of {n} images of '{opened.name}' are", top)
+        warnings.warn(note, ImagesWarning, stacklevel=6)
     counts = np.zeros(1) if labels is None else np.unique(labels, return_counts=True)[1]
-    if limit == len(images) and counts.max() - counts.min() > 1:
+    if limit == n and counts.max() - counts.min() > 1:
         warnings.warn(
-            f"the first {len(images)} images of the stream '{images.name}' were taken, and classes "
+            f"the first {n} images of the stream '{opened.name}' were taken, and classes "
             f"are uneven there ({counts.min()} to {counts.max()} images each, {len(counts)} "
             "classes); limit=None reads them all",
             ImagesWarning,
             stacklevel=6,
         )
-    return replace(images, skipped=tuple((f"an image of '{name}'", error) for error in errors))
+    return Images(
+        opened.name,
+        opened.split,
+        ids,
+        labels,
+        class_names,
+        reader,
+        positions,
+        skipped=tuple(skipped),
+        note=note,
+    )
 
 
 def _samples(
-    reader: Any, name: str, errors: list[str], on_error: str
-) -> Iterator[tuple[str, Image.Image, Any]]:
-    """(key or "", RGB image, target) in the order of the stream."""
+    reader: Any, name: str, states: dict[str, int], problem: Problem
+) -> Iterator[tuple[str, Content, Any]]:
+    """(name or "", content, target) in the order of the stream. `states` gets those of local
+    shards."""
     # Every process of a distributed run gets all images; timm would divide them by rank.
     for attribute, value in {
         "dist_rank": 0,
@@ -246,55 +308,100 @@ def _samples(
     }.items():
         if hasattr(reader, attribute):
             setattr(reader, attribute, value)
-    # Of a web data set, the key of each sample read so far; other streams name no samples.
-    keys: list[str] = []
-    if type(reader).__name__ == "ReaderWds":
-
-        def note(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-            for sample in samples:
-                keys.append(str(sample["__key__"]))
-                yield sample
+    web = type(reader).__name__ == "ReaderWds"
+    if web:
+        # What the reader makes of targets, on top of samples that are not decoded.
+        reader.ds = _web_samples(reader, states, problem)
+    elif type(reader).__name__ == "ReaderHfids":
+        from datasets import Image as Column
 
         reader._lazy_init()
-        reader.ds.append(note)
+        column = (reader.ds.features or {}).get(reader.input_key)
+        if isinstance(column, Column) and column.mode is None:
+            reader.ds = reader.ds.cast_column(reader.input_key, Column(decode=False))
     stream = iter(reader)
     while True:
         try:
             sample = next(stream, None)
-            rgb = to_rgb(sample[0]) if sample else None
+            if sample is None:
+                return
+            key, image = sample[0] if web else ("", sample[0])
+            if image is None:
+                problem("an image", ValueError("it is missing"))
+                continue
+            content = _encoded(image) if isinstance(image, dict) else image
+        except ImagesError:
+            raise
         except Exception as error:
             raise ImagesError(f"cannot read on in '{name}': {reason(error)}") from error
-        if errors and on_error == "raise":
-            raise ImagesError(
-                f"cannot read an image of '{name}': {errors[0]}; repair it, or leave such images "
-                "out with on_error='skip'"
-            )
-        if sample is None or rgb is None:
-            return
         target = sample[1]
-        yield (
-            keys[-1] if keys else "",
-            rgb,
-            target.item() if hasattr(target, "item") and np.ndim(target) == 0 else target,
-        )
+        scalar = hasattr(target, "item") and np.ndim(target) == 0
+        yield key, content, target.item() if scalar else target
 
 
-@contextmanager
-def _swallowed_errors() -> Iterator[list[str]]:
-    """The errors that timm's reader of web data sets only logs before it goes on with the next
-    image."""
-    errors: list[str] = []
+def _encoded(cell: dict[str, Any]) -> bytes:
+    """The bytes of an image as a column of Hugging Face has it. Raises what reading raises."""
+    if cell["bytes"] is not None:
+        return bytes(cell["bytes"])
+    from datasets.utils.file_utils import xopen
 
-    def note(record: logging.LogRecord) -> None:
-        found = re.search(r"error \((.*)\)\. Ignoring", record.getMessage())
-        errors.append(found[1] if found else record.getMessage())
+    with xopen(cell["path"], "rb") as stream:
+        return bytes(stream.read())
 
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = note  # type: ignore[method-assign]
-    handler.addFilter(lambda record: "webdataset error" in record.getMessage())
-    logger = logging.getLogger("timm.data.readers.reader_wds")
-    logger.addHandler(handler)
-    try:
-        yield errors
-    finally:
-        logger.removeHandler(handler)
+
+def _web_samples(reader: Any, states: dict[str, int], problem: Problem) -> Iterator[dict[str, Any]]:
+    """Samples of a web data set as timm's pipeline gives them, the image as (key, content)."""
+    from timm.data.readers import reader_wds
+    from webdataset.filters import getfirst
+    from webdataset.tariterators import group_by_keys, tarfile_samples
+
+    read_target: Any = reader_wds._decode
+
+    def noted(error: Exception) -> bool:
+        if not isinstance(error, OSError):
+            error.args = error.args[:1]  # webdataset adds what it was at
+        problem("a sample", error)
+        return True
+
+    urls = [os.path.join(reader.root, file) for file in reader.split_info.filenames]
+    paths = [url.removeprefix("file:").removeprefix("//") for url in urls]
+    if any(":" in os.path.splitdrive(path)[1] for path in paths) or not all(map(indexable, paths)):
+        samples = tarfile_samples(({"url": url} for url in urls), handler=noted)
+    else:
+        samples = group_by_keys(members(paths, states, problem), handler=noted)
+    for sample in samples:
+        called = f"image '{sample['__key__']}'"
+        try:
+            content = getfirst(sample, reader.input_key)
+            if "cls" not in sample and not (reader.target_key or reader.split_info.alt_label):
+                raise ValueError(f"it has no label: there is no file {sample['__key__']}.cls")
+            # timm's own reading of the target, for an image that costs nothing to decode.
+            decoded = read_target(
+                {**sample, "png": _DOT},
+                image_key="png",
+                image_mode="",
+                target_key=getattr(reader, "target_keys", None) or reader.target_key,
+                alt_label=reader.split_info.alt_label,
+            )
+        except Exception as error:
+            if isinstance(error, reader_wds.WdsTargetKeyError):
+                raise
+            problem(called, error)
+            continue
+        if decoded is not None:
+            yield {"image": (str(sample["__key__"]), content), "target": decoded["target"]}
+
+
+def _refused(name: str, on_error: str, skipped: list[tuple[str, str]]) -> Problem:
+    """Raises ImagesError for what cannot be read of the set `name`, or with on_error="skip" notes
+    it."""
+
+    def problem(what: str, error: Exception) -> None:
+        if on_error == "raise":
+            raise ImagesError(
+                f"cannot read {what} of '{name}': {reason(error)}; repair it, or leave such images "
+                "out with on_error='skip'"
+            ) from error
+        skipped.append((f"{what} of '{name}'", reason(error)))
+
+    return problem

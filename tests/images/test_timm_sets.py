@@ -19,10 +19,6 @@ from mixer_probe.images.bundled import CIFAR10_CLASSES
 RNG = np.random.default_rng(0)
 
 
-def missing(module):
-    return importlib.util.find_spec(module) is None
-
-
 def encoded(image, kind="PNG"):
     stream = io.BytesIO()
     image.save(stream, kind)
@@ -223,11 +219,9 @@ def shards(tmp_path):
     return tmp_path
 
 
-needs_webdataset = pytest.mark.skipif(missing("webdataset"), reason="webdataset is not installed")
 BOTH = "pics-{0..1}.tar"
 
 
-@needs_webdataset
 def test_wds_reads_in_the_order_of_the_shards(shards):
     images = load_images("wds/pics", root=shards, split=BOTH)
     assert images.ids == tuple(f"k{i:03d}" for i in range(6))
@@ -237,7 +231,6 @@ def test_wds_reads_in_the_order_of_the_shards(shards):
     assert pickle.loads(pickle.dumps(images)).record == images.record
 
 
-@needs_webdataset
 def test_wds_limit_takes_the_first_and_warns_where_classes_are_uneven(shards):
     uneven = r"first 5 images .* uneven there \(1 to 4 images each, 2 classes\)"
     with pytest.warns(ImagesWarning, match=uneven) as w:
@@ -249,7 +242,6 @@ def test_wds_limit_takes_the_first_and_warns_where_classes_are_uneven(shards):
         load_images("wds/pics", root=shards, split=BOTH, limit=0)
 
 
-@needs_webdataset
 def test_wds_split_by_its_info_file(shards):
     split = {"name": "val", "num_samples": 3, "filenames": ["pics-1.tar"], "shard_lengths": [3]}
     (shards / "info.json").write_text(json.dumps({"splits": {"val": split}}))
@@ -259,7 +251,6 @@ def test_wds_split_by_its_info_file(shards):
         load_images("wds/pics", root=shards, split="tset")
 
 
-@needs_webdataset
 def test_wds_every_process_of_a_distributed_run_reads_all(shards, monkeypatch):
     import torch.distributed as dist
 
@@ -268,12 +259,13 @@ def test_wds_every_process_of_a_distributed_run_reads_all(shards, monkeypatch):
     assert len(load_images("wds/pics", root=shards, split=BOTH)) == 6
 
 
-@needs_webdataset
 def test_wds_unreadable_images_are_said_or_counted(shards):
     with tarfile.open(shards / "pics-0.tar", "a") as tar:
         add(tar, "bad.png", b"not an image")
         add(tar, "bad.cls", b"1")
-    with pytest.raises(ImagesError, match=r"cannot read an image of 'wds/pics': .*on_error='skip'"):
+    with pytest.raises(
+        ImagesError, match=r"cannot read image 'bad' of 'wds/pics': .*on_error='skip'"
+    ):
         load_images("wds/pics", root=shards, split=BOTH)
     with pytest.warns(ImagesWarning, match="1 unreadable images"):
         images = load_images("wds/pics", root=shards, split=BOTH, on_error="skip")
@@ -281,17 +273,14 @@ def test_wds_unreadable_images_are_said_or_counted(shards):
     assert images.record.skipped == 1
 
 
-@needs_webdataset
 def test_wds_shards_that_are_not_there(shards):
-    with pytest.raises(ImagesError, match=r"'wds/pics'.*no-0\.tar"):
+    with pytest.raises(ImagesError, match=r"no-0\.tar of 'wds/pics': there is no such file"):
         load_images("wds/pics", root=shards, split="no-{0..1}.tar")
     with pytest.raises(ImagesError, match=r"gave no images .*no-0\.tar"):
         load_images("wds/pics", root=shards, split="no-{0..1}.tar", on_error="skip")
 
 
 # --- Hugging Face data sets ---
-
-needs_datasets = pytest.mark.skipif(missing("datasets"), reason="datasets is not installed")
 
 
 @pytest.fixture
@@ -310,7 +299,6 @@ def parquet(tmp_path, monkeypatch):
     return tmp_path
 
 
-@needs_datasets
 def test_hfds_reads_by_index_and_puts_no_other_image_in_the_place_of_a_bad_one(parquet):
     images = load_images(f"hfds/{parquet / 'pets'}", root=parquet / "cache")
     assert images.labels.tolist() == [0, 1, 1, 0]
@@ -327,11 +315,10 @@ def test_hfds_reads_by_index_and_puts_no_other_image_in_the_place_of_a_bad_one(p
         load_images(f"hfds/{parquet / 'pets'}", root=parquet / "cache", split="tset")
 
 
-@needs_datasets
 def test_hfids_streams_in_order(parquet):
     images = load_images(f"hfids/{parquet / 'pets'}", root=parquet / "cache", limit=2)
     assert values(images) == [0, 10]
     assert images.labels.tolist() == [0, 1]
     assert images.class_names == ("cat", "dog")
-    with pytest.raises(ImagesError, match="cannot read on in 'hfids/"):
+    with pytest.raises(ImagesError, match=r"cannot read image '2' of 'hfids/.* no.* image"):
         load_images(f"hfids/{parquet / 'pets'}", root=parquet / "cache")
