@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,10 @@ from mixer_probe.capture.representations import (
     RunRecord,
     count_non_finite,
 )
-from mixer_probe.capture.store import stored, stored_shape
+from mixer_probe.capture.store import Passes, bytes_per_image, stored, stored_shape
 from mixer_probe.capture.stream import ImageSource, Piece, Reading, as_source, stream, to_host
+from mixer_probe.capture.unit_sums import UnitSums
+from mixer_probe.capture.units import Units
 from mixer_probe.core.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
 from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import keys_of
@@ -57,17 +58,24 @@ def extract(
     out: str | os.PathLike[str] | None = None,
     autocast: str | None = None,
     also: Sequence[Reading] = (),
+    verify: bool = False,
 ) -> Representations:
     """Activations of the `layers` of `model` on `images`.
 
     `layers` are names, globs, kinds or the words "blocks", "spatial", "channel", "all" (see
     `Model.select`). `reduce` is "mean" (over positions, prefix tokens apart), "prefix" (the class
-    token) or "none" (all positions). The forward pass stops after the last layer asked for. With
-    `out` the numbers go to a zarr store at that path, which survives interruption: the same call
-    goes on where it stopped, and returns the finished run if there is one. It is the same with
-    equal pictures, labels and classes in the same order, wherever they lie and whatever they are
-    called, an equal network and equal preprocessing. `autocast` is None, "bfloat16" or "float16".
-    Those of `also` read in the same forward passes: all images, unless some are in a store already.
+    token) or "none" (all positions). The forward pass stops after the last layer asked for.
+
+    With `out`, a folder or a URL that fsspec opens (s3://...), the numbers go to a zarr store
+    there, which survives interruption: the same call goes on where it stopped, and returns the
+    finished run if there is one. It is the same with equal pictures, labels and classes in the same
+    order, wherever they lie and whatever they are called, an equal network and equal preprocessing.
+    Processes that torchrun started divide the images; numbers and files do not depend on how many
+    there are, as long as each has as many threads. With `verify` all that is stored is read, and
+    what is damaged is made anew.
+
+    `autocast` is None, "bfloat16" or "float16". Those of `also` read in the same forward passes;
+    what they add up is kept in the store.
 
     Returns arrays [image, channel], or [image, position, channel] for reduce="none".
 
@@ -94,11 +102,12 @@ def extract(
     record = RunRecord(
         model.record, source.record, selected, reduce, repr(model.input), precision, dtype, versions
     )
+    sums = UnitSums(Units.of(len(source), bytes_per_image(record)), also)
+    passes = partial(_pieces, model, source, record, autocast, sums)
     if out is None:
-        found = _into_memory(model, source, record, batch_size, autocast, also)
+        found = _into_memory(source, record, passes, batch_size, sums)
     else:
-        pieces = partial(_pieces, model, source, record, batch_size, autocast, also)
-        found = stored(Path(out), record, source, pieces, batch_size)
+        found = stored(os.fspath(out), record, source, passes, batch_size, sums, verify)
         found = found.named(record.model, record.images, tuple(map(printable, source.ids)))
     for name, count in found.non_finite.items():
         text = (
@@ -113,12 +122,12 @@ def _pieces(
     model: Model,
     source: ImageSource,
     record: RunRecord,
-    batch_size: int,
     autocast: str | None,
-    also: Sequence[Reading],
-    start: int = 0,
+    sums: UnitSums,
+    batch_size: int,
+    rows: Iterable[range],
 ) -> Generator[tuple[Piece, dict[str, np.ndarray]]]:
-    """Pieces from image `start` on, with NumPy arrays by stored name. Raises ImagesError for images
+    """Pieces of the batches `rows`, with NumPy arrays by stored name. Raises ImagesError for images
     that changed meanwhile."""
     keys = keys_of(source)
     found = stream(
@@ -127,21 +136,21 @@ def _pieces(
         record.layers,
         _REDUCERS[record.reduce],
         batch_size=batch_size,
-        start=start,
+        rows=rows,
         autocast=autocast,
         title=f"{model.name}: representations",
-        also=also,
+        also=sums.readings,
     )
     for piece in to_host(found):
-        rows = slice(piece.start, piece.start + piece.n)
+        part = slice(piece.start, piece.start + piece.n)
         # Checked after the images were read, so that old and new pictures never meet in one run.
         if (
             isinstance(source, (Images, DistortedImages))
-            and source.subset(range(len(keys))[rows]).keys != keys[rows]
+            and source.subset(range(len(keys))[part]).keys != keys[part]
         ):
             raise ImagesError(
                 f"images of {source.record.name} have changed since the run began, among them one "
-                f"of '{source.ids[rows.start]}' to '{source.ids[rows.stop - 1]}'; start again with "
+                f"of '{source.ids[part.start]}' to '{source.ids[part.stop - 1]}'; start again with "
                 "the images as they are now"
             )
         arrays: dict[str, np.ndarray] = {}
@@ -158,29 +167,28 @@ def _pieces(
 
 
 def _into_memory(
-    model: Model,
-    source: ImageSource,
-    record: RunRecord,
-    batch_size: int,
-    autocast: str | None,
-    also: Sequence[Reading],
+    source: ImageSource, record: RunRecord, passes: Passes, batch_size: int, sums: UnitSums
 ) -> Representations:
     """The run in memory. Raises StoreError where the machine has too little of it."""
     n = len(source)
-    per_image = sum(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
-    needed = n * per_image * np.dtype(record.dtype).itemsize
+    needed = n * bytes_per_image(record)
     what = f"{n} images at {len(record.layers)} layers"
     instead = "give out=FOLDER to store them on disk, or use reduce='mean'"
     check_fits(needed, what, instead, StoreError)
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
-    with closing(_pieces(model, source, record, batch_size, autocast, also)) as pieces:
+    units = sums.units
+    rows = (rows for unit in range(len(units)) for rows in units.batches(unit, batch_size))
+    with closing(passes(batch_size, rows)) as pieces:
         for piece, found in pieces:
             count_non_finite(found, counts)
             for name, values in found.items():
                 if name not in arrays:
                     arrays[name] = np.empty((n, *values.shape[1:]), dtype=record.dtype)
                 arrays[name][piece.start : piece.start + piece.n] = values
+            unit = units.of_image(piece.start)
+            if piece.start + piece.n == units[unit].stop:
+                sums.join(unit)
     plain = {k: v for k, v in arrays.items() if not k.startswith(PREFIX)}
     prefixes = {k.removeprefix(PREFIX): v for k, v in arrays.items() if k.startswith(PREFIX)}
     return Representations(

@@ -1,334 +1,572 @@
-"""The on-disk store of a run: a zarr group with one labelled array a layer. Half a run is never
-taken for a whole one.
+"""The store of a run, in a folder or anywhere that fsspec reaches: a zarr group with one labelled
+array a layer. Half a run is never taken for a whole one.
 
-While a run is being written it lives in `NAME.partial` beside its final place, with a note of how
-many images are done; it moves to `NAME` in one step at the end. Starting the same run again goes on
-after the last image that was written. What the note counts is on the disk before the note says so.
+A run is written unit by unit (`Units`), each of which has shards of its own. Once these are safe, a
+marker `units/NUMBER.json` says so, with their sizes and hashes; a unit without one is done again.
+Of a unit that is interrupted what there is of it is kept beside it. The root's `complete`, written
+last of all, makes the run a finished one.
 
-Chunks carry a CRC-32C, and the group a digest over its attributes, the metadata of all arrays, and
-the names and labels of the images: what was damaged since is refused when it is read.
+Chunks carry a CRC-32C, the root a digest over the metadata of all arrays and over the names and
+labels of the images: what was damaged since is refused when it is read, and `verify` repairs it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import time
 import warnings
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mixer_probe.capture.representations import PREFIX, Representations, RunRecord, count_non_finite
+from mixer_probe.capture.unit_sums import UnitSums
+from mixer_probe.capture.units import Units
+from mixer_probe.core.accumulator import pack, unpack
 from mixer_probe.core.errors import StoreError
-from mixer_probe.core.files import (
-    checksum,
-    is_leftover,
-    make_folder,
-    only_writer,
-    printable,
-    reason,
-    remedy,
-    sync,
-    write_text,
-)
+from mixer_probe.core.files import checksum, is_leftover, only_writer, printable, reason, remedy
 from mixer_probe.core.fingerprint import keys_by_name, keys_of
+from mixer_probe.core.places import Place
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.models.layer import Layer
+from mixer_probe.parallel import Lease, agree, gather, ranks
 
 if TYPE_CHECKING:
     import zarr
 
     from mixer_probe.capture.stream import ImageSource, Piece
 
-FORMAT = "mixer-probe run 2"
+FORMAT = "mixer-probe run 3"
 _CHUNK_BYTES = 16 * 2**20
-_PROGRESS = "progress.json"
-_AGAIN = "delete it and run the same extract again"
+_CHUNK_ROWS = 1024
+_NOTE = "units/run.json"
+_WRITER = "units/writer.lease"
+_REPAIR = (
+    "run the same extract again with verify=True (--verify), which writes what is damaged anew"
+)
 # Attributes that a run has only when it is finished.
 _LAST = ("complete", "non_finite", "digest")
+# Seconds between two looks at what other processes have done.
+_WAIT = 0.5
+
+Arrays = Mapping[str, np.ndarray]
+# From the size of batches and the images of each to what there is of them.
+Passes = Callable[[int, Iterable[range]], Generator[tuple["Piece", Arrays]]]
 
 
-def partial_path(out: Path) -> Path:
-    """Where an unfinished run lives."""
-    return out.with_name(out.name + ".partial")
+# -- writing ---------------------------------------------------------------------------------------
 
 
-def writing(out: Path) -> AbstractContextManager[None]:
+@contextmanager
+def writing(out: str | Path | Place) -> Iterator[None]:
     """Hold the place against other writers. Raises StoreError if another process or thread writes a
     run there."""
-    return only_writer(out, out.parent / f".{out.name}.lock")
+    place = out if isinstance(out, Place) else Place(out)
+    if place.path is not None:
+        with only_writer(place.path, place.path.parent / f".{place.path.name}.lock"):
+            yield
+        return
+    lease = Lease(place, _WRITER)
+    try:
+        holder = lease.holder()
+        taken = holder is None and lease.take()
+    except OSError as error:
+        raise StoreError(f"cannot write {place}: {reason(error)}") from error
+    if not taken:
+        raise StoreError(
+            f"{place} is being written by {holder or 'another process'}; wait for it or give "
+            "another --out"
+        )
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 def stored(
-    out: Path,
+    out: str | Path,
     record: RunRecord,
     source: ImageSource,
-    pieces: Callable[[int], Generator[tuple[Piece, dict[str, np.ndarray]]]],
+    passes: Passes,
     batch_size: int,
+    sums: UnitSums,
+    verify: bool = False,
 ) -> Representations:
-    """The run at `out`: the finished one, or written there from the `pieces` from an image on,
-    continued where an unfinished one is there.
+    """The run at `out`: the finished one, or written there by `passes` over the batches that these
+    are given, continued where an unfinished one is there. Processes of torchrun divide the units.
+    With `verify` all that is there is read, and what is damaged is written anew.
 
-    Raises StoreError if something else is there, it is damaged, or another process or thread writes
-    a run there."""
-    finished = check_place(out, record)
-    if finished is not None:
-        return finished
-    with writing(out):
-        finished = check_place(out, record)
-        if finished is not None:
-            # Another process has just written it.
-            return finished
-        with RunWriter(
-            out, record, source.ids, source.labels, source.class_names, keys_of(source)
-        ) as writer:
-            # From the beginning of a batch, so that batches and with them the last bits are those
-            # of an uninterrupted run.
-            start = writer.done - writer.done % batch_size
-            with closing(pieces(start)) as found:
-                for piece, arrays in found:
-                    writer.write(piece.start, arrays)
-        return open_run(out)
+    Raises StoreError if something else is there, or another process or thread writes there."""
+    place = Place(out)
+    about = source.ids, source.labels, source.class_names, keys_of(source)
+    writer = RunWriter(place, record, *about, sums=sums)
+    with ExitStack() as held:
+
+        def prepare() -> bool:
+            if not verify and writer.finished():
+                return True
+            held.enter_context(writing(place))
+            # Another process may just have written it.
+            return writer.prepare(verify)
+
+        if not agree(prepare):
+            with writer:
+                while writer.missing():
+                    with closing(passes(batch_size, writer.batches(batch_size))) as found:
+                        for piece, arrays in found:
+                            writer.write(piece.start, arrays)
+                    if writer.missing():
+                        time.sleep(_WAIT)
+            gather(None)
+            agree(writer.finish)
+    sums.load(_folded(place, sums.names))
+    return open_run(out)
+
+
+class _Unit:
+    """A unit that is being written: the rows of its arrays so far."""
+
+    def __init__(self, index: int, rows: range) -> None:
+        self.index, self.rows, self.filled = index, rows, 0
+        self.arrays: dict[str, np.ndarray] = {}
+        self.lease: Lease | None = None
+
+    def put(self, arrays: Arrays) -> None:
+        for name, values in arrays.items():
+            if name not in self.arrays:
+                self.arrays[name] = np.empty((len(self.rows), *values.shape[1:]), values.dtype)
+            self.arrays[name][self.filled : self.filled + len(values)] = values
+        self.filled += len(next(iter(arrays.values())))
 
 
 class RunWriter:
-    """Writes a run chunk by chunk; a context manager that finishes the run, or on an error keeps
-    what there is of it.
+    """Writes a run unit by unit; a context manager that on an error keeps what there is of a unit.
 
-    `done` is the number of images that are safely on disk. Used inside `writing`."""
+    Used inside `writing`. Entering it prepares the place, and leaving it finishes the run, unless
+    `prepare` has been called before: then `finish` is, once all processes are done."""
 
     def __init__(
         self,
-        out: Path,
+        out: str | Path | Place,
         record: RunRecord,
         ids: tuple[str, ...],
         labels: np.ndarray | None,
         class_names: tuple[str, ...] | None,
         keys: tuple[str, ...] | None = None,
+        sums: UnitSums | None = None,
     ) -> None:
-        """Open the place, and go on with the same run if an unfinished one is there.
-
-        Raises StoreError if something else is there, it is damaged, or the place cannot be written
-        to."""
-        self._out = out
-        self._path = partial_path(out)
-        self._record = record
-        self._n = len(ids)
-        self._rows = chunk_rows(record)
-        self._buffer: list[Mapping[str, np.ndarray]] = []
-        self._waiting = 0
+        self._place = out if isinstance(out, Place) else Place(out)
+        self._record, self._sums = record, sums
         self._columns = _columns(ids, keys or keys_by_name(record.images.fingerprint, ids), labels)
         self._class_names = list(map(printable, class_names)) if class_names else None
-        self._layout: str | None = None
-        self.done = 0
-        self.non_finite: dict[str, int] = {}
-        import zarr
+        self.units = Units.of(len(ids), bytes_per_image(record))
+        self._now: dict[int, _Unit] = {}
+        self._group: zarr.Group | None = None
+        self._alone = True
 
-        with self._disk():
-            if self._resume():
-                return
-            make_folder(self._path)
-            # First of all: whatever happens from here on, the folder is known to be this run, of
-            # which nothing is there yet.
-            self._note()
-            for entry in self._path.iterdir():
-                if entry.name != _PROGRESS:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            self._group = zarr.create_group(self._path)
-            about = {"format": FORMAT, "run": to_dict(self._record), "coordinates": "image_id"}
-            self._group.attrs.update({**about, "class_names": self._class_names, "complete": False})
-            for name, values in self._columns.items():
-                dtype = "int64" if name == "label" else "str"
-                self._create(name, dtype, "auto", ())[:] = np.array(
-                    values, dtype=np.int64 if name == "label" else object
-                )
-            for name, (shape, dimensions) in _arrays_of(self._record).items():
-                chunks = (min(self._rows, self._n), *shape)
-                self._create(name, self._record.dtype, chunks, dimensions, shape, fill_value=np.nan)
-            self._layout = self._found_layout()
-            sync([self._path, *self._path.rglob("*")])
-            self._note()
+    # -- the place
 
-    def __enter__(self) -> RunWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            if not issubclass(kind, StoreError):
-                # Whatever stopped the run is what the caller has to hear about.
-                with suppress(StoreError):
-                    self._flush(self._waiting)
-            return
-        import zarr
-
-        self._flush(self._waiting)
-        if self.done != self._n:
+    def finished(self) -> bool:
+        """Whether this very run is there, finished. Raises StoreError for something else."""
+        note, root = _read_note(self._place), None
+        # What is damaged of a run that a note tells of is written again.
+        with suppress(StoreError) if note == self._note() else nullcontext():
+            root = _read_root(self._place)
+        if note is None and root is None:
+            path = self._place.path
+            taken = path is not None and path.exists() and not path.is_dir()
+            if not taken and all(is_leftover(Path(name)) for name in self._place.sizes()):
+                return False
             raise StoreError(
-                f"{self._path} holds {self.done} of {self._n} images; it was not finished"
+                f"{self._place} already exists and is no run that could be gone on with; delete it "
+                "or choose another place"
             )
-        with self._disk(), warnings.catch_warnings():
+        if _complete(root):
+            try:
+                found = open_run(self._place)
+            except StoreError as error:
+                raise StoreError(
+                    f"{self._place} already exists: {error}, or choose another place"
+                ) from error
+            if found.record.identity() != self._record.identity():
+                raise StoreError(
+                    f"{self._place} already holds another run ({found!r}); choose another place or "
+                    "delete it"
+                )
+            return True
+        if note != self._note():
+            raise StoreError(
+                f"{self._place} holds another unfinished run; finish it, delete it or choose "
+                "another place"
+            )
+        return False
+
+    def prepare(self, verify: bool = False) -> bool:
+        """Make the place ready to be written to, or go on with what is there; whether the run is
+        finished. With `verify` markers of damaged units are removed.
+
+        Raises StoreError if something else is there or the place cannot be written to."""
+        self._alone = False
+        if not verify and self.finished():
+            return True
+        with self._disk():
+            note = _read_note(self._place)
+            if note is not None and note != self._note():
+                raise StoreError(
+                    f"{self._place} holds another run, or one whose record is damaged; choose "
+                    "another place or delete it"
+                )
+            if note is None:
+                # First of all: whatever happens from here on, the place is known to be this run.
+                content = self._note()
+                text = json.dumps({**content, "checksum": checksum(content)})
+                self._place.write(_NOTE, text.encode())
+            # Written again where they differ, which mends what is damaged.
+            files = self._metadata()
+            there = {name: _read(self._place, name) for name in files}
+            sound = _keep_sound(self._place, self.units, verify)
+            if sound and verify:
+                with suppress(StoreError):
+                    open_run(self._place)
+                    return True
+            changed = {name: new for name, new in files.items() if there[name] != new}
+            if changed:
+                self._place.write_all(changed)
+        return False
+
+    def _note(self) -> dict[str, Any]:
+        """What the run is."""
+        return {
+            "format": FORMAT,
+            "identity": self._record.identity(),
+            "columns": checksum(self._columns),
+            "n": self.units.n,
+            "unit": self.units.size,
+        }
+
+    def _metadata(self) -> dict[str, bytes]:
+        """All files of the group but the shards of the layers, by name."""
+        import zarr
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
+        memory: dict[str, Any] = {}
+        group = zarr.create_group(zarr.storage.MemoryStore(memory))
+        about = {"format": FORMAT, "run": to_dict(self._record), "coordinates": "image_id"}
+        group.attrs.update({**about, "class_names": self._class_names, "complete": False})
+        codecs = [ZstdCodec(), Crc32cCodec()]
+        n = self.units.n
+        # Every chunk is a file, whatever it holds, so that a lost one is noticed.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            for name, values in self._columns.items():
+                column = group.create_array(
+                    name,
+                    shape=(n,),
+                    dtype="int64" if name == "label" else "str",
+                    chunks=(max(1, min(n, 2**16)),),
+                    compressors=codecs,
+                    dimension_names=("image",),
+                )
+                column[:] = np.array(values, dtype=np.int64 if name == "label" else object)
+        rows = chunk_rows(self._record, self.units)
+        shard = min(self.units.size, -(-n // rows) * rows)
+        for name, (shape, dimensions) in _arrays_of(self._record).items():
+            group.create_array(
+                name,
+                shape=(n, *shape),
+                dtype=self._record.dtype,
+                chunks=(rows, *shape),
+                shards=(shard, *shape),
+                compressors=codecs,
+                dimension_names=("image", *dimensions),
+                fill_value=np.nan,
+            )
+        with warnings.catch_warnings():
             # zarr warns that format 3 has no final word on consolidated metadata; xarray warns
             # where it is missing.
             warnings.simplefilter("ignore")
-            self._group.attrs.update({"complete": True, "non_finite": self.non_finite})
-            root, nodes = _read_metadata(self._path, [*self._columns, *_arrays_of(self._record)])
-            self._group.attrs.update({"digest": _digest(root, nodes, self._columns)})
-            zarr.consolidate_metadata(str(self._path))
-            sync([self._path / "zarr.json", self._path])
-            self._path.replace(self._out)
-            sync([self._out.parent])
-            (self._out / _PROGRESS).unlink()
+            zarr.consolidate_metadata(zarr.storage.MemoryStore(memory))
+        return {name: value.to_bytes() for name, value in memory.items()}
 
-    def _resume(self) -> bool:
-        """Whether an unfinished run with at least one image is there and was opened."""
+    # -- units
+
+    def missing(self) -> list[int]:
+        """The units that are not written yet."""
+        with self._disk():
+            there = _markers(self._place)
+        return [unit for unit in range(len(self.units)) if unit not in there]
+
+    def batches(self, batch_size: int) -> Iterator[range]:
+        """Batches of the units that are missing and that no other process is at, each unit from
+        where it was left. Those of several processes begin at different ones."""
+        here = ranks()
+        missing = self.missing()
+        begin = len(missing) * here.rank // here.world
+        for index in (*missing[begin:], *missing[:begin]):
+            unit = self._take(index, here.world > 1)
+            if unit is not None:
+                self._resume(unit, batch_size)
+                rows = unit.rows
+                yield from self.units.batches(index, batch_size, rows.start + unit.filled)
+                if unit.filled == len(rows) and index in self._now:
+                    self._store(unit)
+
+    def _take(self, index: int, divided: bool) -> _Unit | None:
+        unit = _Unit(index, self.units[index])
+        if divided:
+            with self._disk():
+                lease = Lease(self._place, f"units/{index:06d}.lease")
+                if not lease.take():
+                    return None
+                if _read(self._place, _marker(index)) is not None:
+                    lease.release()
+                    return None
+                unit.lease = lease
+        self._now[index] = unit
+        return unit
+
+    def _resume(self, unit: _Unit, batch_size: int) -> None:
+        """Go on from what an interrupted process kept of a unit, at the beginning of a batch, so
+        that batches and with them the last bits are those of an uninterrupted run."""
+        found = max(_parts(self._place, unit.index), default=None)
+        states: Any = None
+        if found is not None:
+            with suppress(StoreError, OSError, ValueError):
+                kept = unpack(self._place.read(found[1]))
+                arrays, states = kept["arrays"], kept["states"]
+                whole = (
+                    len(unit.rows)
+                    if found[0] == len(unit.rows)
+                    else (found[0] // batch_size * batch_size)
+                )
+                if whole != found[0] and states["sums"]:
+                    whole = 0
+                if whole and (self._sums is None or self._sums.begin(unit.index, states)):
+                    unit.put({name: values[:whole] for name, values in arrays.items()})
+                    return
+        if self._sums is not None:
+            self._sums.begin(unit.index, None)
+
+    def write(self, start: int, arrays: Arrays) -> None:
+        """Take the arrays of the images from `start` on. A unit reaches the disk when it is whole.
+
+        Raises StoreError on a full disk."""
+        n = len(next(iter(arrays.values())))
+        while n:
+            index = self.units.of_image(start)
+            unit = self._now.setdefault(index, _Unit(index, self.units[index]))
+            taken = min(n, unit.rows.stop - start)
+            unit.put({name: values[:taken] for name, values in arrays.items()})
+            if unit.filled == len(unit.rows):
+                self._store(unit)
+            arrays = {name: values[taken:] for name, values in arrays.items()}
+            start, n = start + taken, n - taken
+
+    def _store(self, unit: _Unit) -> None:
+        """Write the shards of a whole unit, and its marker."""
         import zarr
 
-        note = _read_note(self._path)
-        if note is None:
-            if self._path.exists() and not (
-                self._path.is_dir() and all(map(is_leftover, self._path.iterdir()))
-            ):
-                raise StoreError(
-                    f"{self._path} already exists and is no resumable extraction; delete it or "
-                    "choose another"
-                )
-            return False
-        if note["identity"] != self._record.identity() or note["columns"] != checksum(
-            self._columns
-        ):
-            raise StoreError(
-                f"{self._path} holds another unfinished run; finish it, delete it or choose "
-                "another place"
-            )
-        if not note["done"]:
-            return False
-        self.done, self.non_finite, self._layout = (
-            int(note["done"]),
-            dict(note["non_finite"]),
-            note["layout"],
-        )
-        if self._found_layout() != self._layout:
-            raise _damaged(self._path, "its zarr.json files are not as they were written")
-        self._group = zarr.open_group(self._path, mode="r+", use_consolidated=False)
-        for name, values in self._columns.items():
-            if _plain(StoredArray(self._group, name, self._path)[...]) != values:
-                raise _damaged(self._path, f"'{name}' is not as it was written")
-        for name in _arrays_of(self._record):
-            array = StoredArray(self._group, name, self._path)
-            array.check_chunks(slice(0, self.done))
-            # What is written next may have to be joined with it.
-            array[self.done - 1 : self.done]
-        return True
+        states = None if self._sums is None else self._sums.end(unit.index, len(unit.rows))
+        counts: dict[str, int] = {}
+        with self._disk(), zarr.config.set({"array.write_empty_chunks": True}):
+            group = self._open()
+            self._noted.written.clear()
+            for name, values in unit.arrays.items():
+                _array(group, name)[unit.rows.start : unit.rows.stop] = values
+            count_non_finite(unit.arrays, counts)
+            if states and states["sums"]:
+                self._place.write(_state(unit.index), pack(states["sums"]))
+            self._place.sync(self._noted.written)
+            marker = {"unit": unit.index, "non_finite": counts, "files": dict(self._noted.written)}
+            text = json.dumps({**marker, "checksum": checksum(marker)}, sort_keys=True)
+            self._place.write(_marker(unit.index), text.encode())
+            self._place.remove(name for _, name in _parts(self._place, unit.index))
+            if unit.lease is not None:
+                unit.lease.release()
+        del self._now[unit.index]
 
-    def _create(
-        self,
-        name: str,
-        dtype: str,
-        chunks: tuple[int, ...] | Literal["auto"],
-        dimensions: tuple[str, ...],
-        shape: tuple[int, ...] = (),
-        **settings: Any,
-    ) -> zarr.Array[Any]:
-        from zarr.codecs import Crc32cCodec, ZstdCodec
+    def _open(self) -> zarr.Group:
+        import zarr
 
-        return self._group.create_array(
-            name,
-            shape=(self._n, *shape),
-            dtype=dtype,
-            chunks=chunks,
-            compressors=[ZstdCodec(), Crc32cCodec()],
-            dimension_names=("image", *dimensions),
-            **settings,
-        )
+        from mixer_probe.capture.chunks import Noting
 
-    def write(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take the arrays of the images from `start` on; those that are there already are left out.
+        if self._group is None:
+            self._noted = Noting(self._place.zarr())
+            self._group = zarr.open_group(self._noted, mode="r+", use_consolidated=False)
+        return self._group
 
-        They reach the disk whole chunks at a time. Raises StoreError on a full disk."""
-        known = self.done + self._waiting - start
-        self._buffer.append({name: array[max(known, 0) :] for name, array in arrays.items()})
-        self._waiting += len(next(iter(self._buffer[-1].values())))
-        end = self.done + self._waiting
-        self._flush(end - end % self._rows - self.done)
+    def __enter__(self) -> RunWriter:
+        if self._alone:
+            self.prepare()
+            self._alone = True
+        return self
 
-    def _flush(self, rows: int) -> None:
-        if rows <= 0:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for unit in list(self._now.values()):
+            # Whatever stopped the run is what the caller has to hear about.
+            with suppress(StoreError, OSError):
+                self._keep(unit)
+            if unit.lease is not None:
+                unit.lease.release()
+        self._now.clear()
+        if kind is None and self._alone:
+            self.finish()
+
+    def _keep(self, unit: _Unit) -> None:
+        """Keep what there is of a unit."""
+        if not unit.filled:
             return
-        joined = {name: np.concatenate([a[name] for a in self._buffer]) for name in self._buffer[0]}
-        now = {name: array[:rows] for name, array in joined.items()}
-        written = slice(self.done, self.done + rows)
-        with self._disk():
-            for name, array in now.items():
-                _array(self._group, name)[written] = array
-            files = [
-                f
-                for name in now
-                for f in StoredArray(self._group, name, self._path).chunk_files(written)
-            ]
-            sync(
-                {
-                    *files,
-                    *(
-                        folder
-                        for file in files
-                        for folder in file.parents
-                        if folder.is_relative_to(self._path)
-                    ),
-                }
-            )
-        count_non_finite(now, self.non_finite)
-        self._buffer = [{name: array[rows:] for name, array in joined.items()}]
-        self._waiting -= rows
-        self.done += rows
-        self._note()
+        nothing: dict[str, Any] = {"images": unit.filled, "sums": {}}
+        states = nothing if self._sums is None else self._sums.end(unit.index, unit.filled)
+        if states is not None:
+            arrays = {name: values[: unit.filled] for name, values in unit.arrays.items()}
+            name = f"units/{unit.index:06d}.part-{unit.filled}"
+            self._place.write(name, pack({"arrays": arrays, "states": states}))
 
-    def _note(self) -> None:
-        content = {
-            "identity": self._record.identity(),
-            "columns": checksum(self._columns),
-            "layout": self._layout,
-            "done": self.done,
-            "n": self._n,
-            "non_finite": self.non_finite,
-        }
+    def finish(self) -> None:
+        """Make it a finished run. Raises StoreError where a unit is missing."""
         with self._disk():
-            write_text(
-                self._path / _PROGRESS, json.dumps({**content, "checksum": checksum(content)})
-            )
+            there = _markers(self._place)
+            missing = [unit for unit in range(len(self.units)) if unit not in there]
+            if missing:
+                raise StoreError(
+                    f"unit {missing[0]} of the run at {self._place} is missing, and "
+                    f"{len(missing) - 1} more; run the same extract again to finish it"
+                )
+            non_finite: dict[str, int] = {}
+            for unit in sorted(there):
+                for layer, count in _read_marker(self._place, unit)["non_finite"].items():
+                    non_finite[layer] = non_finite.get(layer, 0) + count
+            self._fold()
+            root = json.loads(self._place.read("zarr.json"))
+            root["attributes"] |= {"complete": True, "non_finite": non_finite}
+            root["attributes"]["digest"] = _digest(root, self._columns)
+            self._place.write("zarr.json", json.dumps(root).encode())
+            left = (".state", ".lease", ".partial")
+            names = self._place.sizes()
+            self._place.remove(n for n in names if n.endswith(left) or ".part-" in n)
 
-    def _found_layout(self) -> str:
-        """Checksum of what describes the arrays, as it is on the disk."""
-        root, nodes = _read_metadata(self._path, [*self._columns, *_arrays_of(self._record)])
-        attributes = {key: value for key, value in root["attributes"].items() if key not in _LAST}
-        return checksum([attributes, nodes])
+    def _fold(self) -> None:
+        """One state of all units for every sum that has been added up over all of them."""
+        if self._sums is None or not self._sums.names:
+            return
+        indices = range(len(self.units))
+        for name in self._sums.names:
+            try:
+                states = (unpack(self._place.read(_state(unit)))[name] for unit in indices)
+                whole = self._sums.fold(name, states)
+            except (FileNotFoundError, KeyError):
+                # Some units were written by a run that did not add it up.
+                continue
+            self._place.write(_sum(name), pack(whole))
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
         """What the operating system refuses, as a sentence with a way out."""
-        import zarr
-
         try:
-            # Every chunk is a file, whatever it holds, so that a lost one is noticed.
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                yield
+            yield
         except OSError as error:
+            safe = "what is there"
+            with suppress(OSError):
+                safe = f"{_images_done(self._place, self.units)} of {self.units.n} images"
             raise StoreError(
-                f"could not write to {printable(self._path)} ({reason(error)}); {self.done} of "
-                f"{self._n} images are safe: {remedy(error)} and run the same again to go on"
+                f"could not write to {self._place} ({reason(error)}); {safe} are safe: "
+                f"{remedy(error)} and run the same again to go on"
             ) from error
 
 
+# -- units on the disk -----------------------------------------------------------------------------
+
+
+def _marker(unit: int) -> str:
+    return f"units/{unit:06d}.json"
+
+
+def _state(unit: int) -> str:
+    return f"units/{unit:06d}.state"
+
+
+def _sum(name: str) -> str:
+    return f"units/{hashlib.sha256(name.encode()).hexdigest()[:16]}.sum"
+
+
+def _markers(place: Place) -> set[int]:
+    """The units with a marker."""
+    names = (name.removeprefix("units/").removesuffix(".json") for name in place.sizes("units"))
+    return {int(name) for name in names if name.isdecimal()}
+
+
+def _read_marker(place: Place, unit: int) -> dict[str, Any]:
+    """Raises StoreError for one that is missing or damaged."""
+    try:
+        marker: dict[str, Any] = json.loads(place.read(_marker(unit)))
+        if marker.pop("checksum") == checksum(marker):
+            return marker
+    except (FileNotFoundError, ValueError, KeyError, AttributeError):
+        pass
+    raise _damaged(place, f"{_marker(unit)} is not as it was written")
+
+
+def _parts(place: Place, unit: int) -> list[tuple[int, str]]:
+    """What is kept of an interrupted unit: numbers of images, and names."""
+    start = f"units/{unit:06d}.part-"
+    names = [name for name in place.sizes("units") if name.startswith(start)]
+    return [(int(name.removeprefix(start)), name) for name in names]
+
+
+def _images_done(place: Place, units: Units) -> int:
+    """Images that are safely there: of whole units, and of parts of others."""
+    whole = _markers(place)
+    begun: dict[int, int] = {}
+    for name in place.sizes("units"):
+        unit, _, images = name.removeprefix("units/").partition(".part-")
+        if images and int(unit) not in whole:
+            begun[int(unit)] = max(begun.get(int(unit), 0), int(images))
+    return sum(len(units[unit]) for unit in whole) + sum(begun.values())
+
+
+def _keep_sound(place: Place, units: Units, verify: bool) -> bool:
+    """Remove the markers of units whose files are missing or have another size, or with `verify`
+    another content. Returns whether there was none."""
+    sizes, bad = place.sizes(), []
+    for unit in sorted(_markers(place)):
+        try:
+            if unit >= len(units):
+                raise _damaged(place, f"there is no unit {unit}")
+            for name, about in _read_marker(place, unit)["files"].items():
+                if sizes.get(name) != about["bytes"] or (
+                    verify and hashlib.sha256(place.read(name)).hexdigest() != about["sha256"]
+                ):
+                    raise _damaged(place, name)
+        except (StoreError, FileNotFoundError):
+            bad.append(unit)
+    place.remove(map(_marker, bad))
+    return not bad
+
+
+def _folded(place: Place, names: Iterable[str]) -> dict[str, Any]:
+    """The states of all units, by the name of the sum; without those that are not there."""
+    found = {}
+    for name in names:
+        with suppress(FileNotFoundError, StoreError):
+            found[name] = unpack(place.read(_sum(name)))
+    return found
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
 class StoredArray:
-    """An array of a run on disk, one row per image, of which `array[rows]` is read: a slice,
-    integers, a mask, or `...` for all.
+    """An array of a run, one row per image, of which `array[rows]` is read: a slice, integers, a
+    mask, or `...` for all.
 
     Raises StoreError where files are damaged or missing, whatever happened to them since the run
     was opened."""
 
-    def __init__(self, group: zarr.Group, name: str, place: Path) -> None:
+    def __init__(self, group: zarr.Group, name: str, place: Place) -> None:
         """Raises StoreError if there is no such array."""
         self._name, self._place = name, place
         with self._reading():
@@ -336,137 +574,125 @@ class StoredArray:
         self.shape, self.dtype = self._array.shape, self._array.dtype
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        with self._reading():
-            found = np.asarray(self._array[...] if rows is ... else self._array.oindex[rows])
-        # Afterwards, because it may have gone just before: zarr fills in what is missing.
-        self.check_chunks(rows)
-        return found
+        with self._reading(rows):
+            return np.asarray(self._array[...] if rows is ... else self._array.oindex[rows])
 
-    def check_chunks(self, rows: Any = ...) -> None:
-        """Raise StoreError if a file that holds some of the `rows` is missing."""
-        files = self.chunk_files(rows)
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            first = missing[0].relative_to(self._place)
-            raise _damaged(
-                self._place,
-                f"{len(missing)} of {len(files)} chunks of '{self._name}' are missing, first "
-                f"{first}",
-            )
-
-    def chunk_files(self, rows: Any = ...) -> list[Path]:
-        """The files that hold the `rows`."""
+    def files(self, rows: Any = ...) -> list[str]:
+        """The names of the files that hold the numbers of the `rows`."""
         metadata: Any = self._array.metadata
-        chunks = np.unique(np.arange(self.shape[0])[rows] // self._array.chunks[0])
         rest = (0,) * (len(self.shape) - 1)
-        return [
-            self._place / self._name / metadata.encode_chunk_key((int(i), *rest)) for i in chunks
-        ]
+        size = (self._array.shards or self._array.chunks)[0]
+        shards = np.unique(np.arange(self.shape[0])[rows] // size)
+        return [f"{self._name}/{metadata.encode_chunk_key((int(i), *rest))}" for i in shards]
+
+    def _damaged_file(self, rows: Any) -> str:
+        """The first of the files that is not as it was written, else the name of the array."""
+        for name in self.files(rows):
+            with suppress(StoreError, KeyError, OSError):
+                marker = _read_marker(self._place, int(name.split("/c/")[1].split("/")[0]))
+                content = hashlib.sha256(self._place.read(name)).hexdigest()
+                if content != marker["files"][name]["sha256"]:
+                    return f"{name}, of unit {marker['unit']}"
+        return f"'{self._name}'"
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, rows: Any = ...) -> Iterator[None]:
+        from mixer_probe.capture.chunks import MissingChunkError
+
         try:
             yield
+        except (MemoryError, IndexError, StoreError):
+            raise
+        except MissingChunkError as error:
+            raise _damaged(self._place, f"{error} is missing") from error
         except OSError as error:
             raise StoreError(
-                f"cannot read '{self._name}' of the run at {printable(self._place)}: "
-                f"{reason(error)}"
+                f"cannot read '{self._name}' of the run at {self._place}: {reason(error)}"
             ) from error
-        except (MemoryError, IndexError):
-            raise
         except Exception as error:
             # zarr and its codecs raise errors of many kinds.
-            raise _damaged(self._place, f"'{self._name}': {error}") from error
+            what = f"{self._damaged_file(rows)}: {error}" if hasattr(self, "_array") else error
+            raise _damaged(self._place, str(what)) from error
 
 
-def _damaged(place: Path, what: str) -> StoreError:
-    return StoreError(f"the run at {printable(place)} is damaged ({printable(what)}); {_AGAIN}")
+def _damaged(place: Place, what: str) -> StoreError:
+    return StoreError(f"the run at {place} is damaged ({printable(what)}); {_REPAIR}")
 
 
-def check_place(out: Path, record: RunRecord) -> Representations | None:
-    """The finished run at `out` if it is this very run, None if the place is free. Raises
-    StoreError if it is taken."""
-    if not out.exists():
-        return None
-    try:
-        found = open_run(out)
-    except StoreError as error:
-        raise StoreError(
-            f"{printable(out)} already exists: {error}, or choose another place"
-        ) from error
-    if found.record.identity() != record.identity():
-        raise StoreError(
-            f"{printable(out)} already holds another run ({found!r}); choose another place or "
-            "delete it"
-        )
-    return found
-
-
-def open_run(path: str | Path) -> Representations:
+def open_run(path: str | Path | Place) -> Representations:
     """A stored run as `extract` returned it; arrays are read when they are asked for.
 
-    Raises StoreError for a path that holds no run, an unfinished or a damaged one, or one of
-    another version; so does reading an array that was damaged or lost."""
+    `path` is a folder, or a URL that fsspec opens. Raises StoreError for a path that holds no run,
+    an unfinished or a damaged one, or one of another version; so does reading an array that was
+    damaged or lost."""
     import zarr
 
-    place = Path(path)
-    unfinished = place if place.name.endswith(".partial") else partial_path(place)
-    note = _read_note(unfinished) if place == unfinished or not place.exists() else None
-    if note:
+    from mixer_probe.capture.chunks import Strict
+
+    place = path if isinstance(path, Place) else Place(path)
+    try:
+        note, root = _read_note(place), _read_root(place)
+        unfinished = note is not None and not _complete(root)
+        done = _images_done(place, Units(note["n"], note["unit"])) if unfinished and note else 0
+    except OSError as error:
+        raise StoreError(f"cannot read the run at {place}: {reason(error)}") from error
+    if unfinished and note:
         raise StoreError(
-            f"the run at {printable(place)} is unfinished ({note['done']} of {note['n']} images); "
-            "run the same extract again to finish it"
+            f"the run at {place} is unfinished ({done} of {note['n']} images); run the same "
+            "extract again to finish it"
         )
-    root = _read_json(place / "zarr.json", place)
+    if root is None:
+        raise StoreError(f"no run at {place}; give the folder that extract wrote with out=")
     attrs = root.get("attributes")
     if not isinstance(attrs, dict) or attrs.get("format") != FORMAT:
         found = attrs.get("format") if isinstance(attrs, dict) else None
         told = f", found '{found}'" if isinstance(found, str) else ""
         raise StoreError(
-            f"{printable(place)} is no run of this version of mixer_probe (expected format "
-            f"'{FORMAT}'{told}); extract it again"
-        )
-    if attrs.get("complete") is not True:
-        raise StoreError(
-            f"the run at {printable(place)} is unfinished; run the same extract again to finish it"
+            f"{place} is no run of this version of mixer_probe (expected format '{FORMAT}'{told}); "
+            "extract it again"
         )
     try:
         record: RunRecord = from_dict(attrs["run"])
     except (StoreError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(place, f"its record: {error}") from error
     try:
-        names = _arrays_of(record)
+        names = list(_arrays_of(record))
         consolidated = root["consolidated_metadata"]["metadata"]
         columns = [name for name in _COLUMNS if name in consolidated]
-        nodes = _read_metadata(place, [*columns, *names])[1]
-        group = zarr.open_group(place, mode="r")
-    except OSError as error:
-        raise StoreError(f"cannot read the run at {printable(place)}: {reason(error)}") from error
+        group = zarr.open_group(Strict(place.zarr(read_only=True)), mode="r", use_consolidated=True)
+        content = {name: _plain(StoredArray(group, name, place)[...]) for name in columns}
     except StoreError:
         raise
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise StoreError(f"cannot read the run at {place}: {reason(error)}") from error
+    except Exception as error:
         raise _damaged(place, f"zarr.json: {type(error).__name__} {error}") from error
-    if {name: _own(node) for name, node in consolidated.items()} != nodes:
-        raise _damaged(place, "zarr.json does not describe the arrays as their own zarr.json do")
-    content = {name: _plain(StoredArray(group, name, place)[...]) for name in columns}
-    if attrs.get("digest") != _digest(root, nodes, content):
+    if attrs.get("digest") != _digest(root, content):
         raise _damaged(
-            place,
-            "its zarr.json files, or the names and labels of its images, are not as they were "
-            "written",
+            place, "zarr.json, or the names and labels of its images, are not as they were written"
         )
-    found = {name: StoredArray(group, name, place) for name in names}
-    for array in found.values():
-        array.check_chunks()
-    arrays = {name: array for name, array in found.items() if not name.startswith(PREFIX)}
+    arrays = {name: StoredArray(group, name, place) for name in names}
+    there = place.sizes()
+    lost = [file for array in arrays.values() for file in array.files() if file not in there]
+    if lost:
+        raise _damaged(place, f"{len(lost)} files are missing, first {lost[0]}")
     prefixes = {
-        name.removeprefix(PREFIX): array for name, array in found.items() if name.startswith(PREFIX)
+        name.removeprefix(PREFIX): array
+        for name, array in arrays.items()
+        if name.startswith(PREFIX)
     }
     labels = np.array(content["label"], dtype=np.int64) if "label" in content else None
-    classes, non_finite = attrs["class_names"], attrs["non_finite"]
-    named = tuple(classes) if classes else None
-    ids, keys = content["image_id"], content["image_key"]
-    return Representations(record, arrays, prefixes, ids, labels, named, non_finite, keys)
+    classes = attrs["class_names"]
+    return Representations(
+        record,
+        {name: array for name, array in arrays.items() if not name.startswith(PREFIX)},
+        prefixes,
+        content["image_id"],
+        labels,
+        tuple(classes) if classes else None,
+        attrs["non_finite"],
+        content["image_key"],
+    )
 
 
 # -- what describes a run --------------------------------------------------------------------------
@@ -489,63 +715,50 @@ def _plain(values: np.ndarray) -> list[Any]:
     return [v if isinstance(v, int) else str(v) for v in values.tolist()]
 
 
-def _read_metadata(place: Path, arrays: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The zarr.json of the group, and by name those of its arrays and of the groups above these.
-    Raises StoreError."""
-    groups = {str(parent) for name in arrays for parent in PurePosixPath(name).parents} - {"."}
-    nodes = {
-        name: _own(_read_json(place / name / "zarr.json", place)) for name in (*groups, *arrays)
-    }
-    return _read_json(place / "zarr.json", place), nodes
-
-
-def _own(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "consolidated_metadata"}
-
-
-def _digest(root: dict[str, Any], nodes: dict[str, Any], columns: Mapping[str, Any]) -> str:
+def _digest(root: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
     """Checksum of all that a run holds but the numbers of its layers, whose chunks have their
     own."""
     attributes = {key: value for key, value in root["attributes"].items() if key != "digest"}
-    return checksum([{**_own(root), "attributes": attributes}, nodes, columns])
+    return checksum([{**root, "attributes": attributes}, columns])
 
 
-def _read_json(file: Path, place: Path) -> dict[str, Any]:
+def _complete(root: Mapping[str, Any] | None) -> bool:
+    attributes = (root or {}).get("attributes")
+    return isinstance(attributes, dict) and attributes.get("complete") is True
+
+
+def _read(place: Place, name: str) -> bytes | None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if file.parent == place:
-            raise StoreError(
-                f"no run at {printable(place)}; give the folder that extract wrote with out="
-            ) from error
-        raise _damaged(place, f"{file.relative_to(place)} is missing") from error
-    except NotADirectoryError as error:
-        raise StoreError(
-            f"no run at {printable(place)}; give the folder that extract wrote with out="
-        ) from error
-    except OSError as error:
-        raise StoreError(f"cannot read {printable(file)}: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(place, f"{file.relative_to(place)} is no valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise _damaged(place, f"{file.relative_to(place)} holds a {type(content).__name__}")
-    return content
-
-
-def _read_note(path: Path) -> dict[str, Any] | None:
-    """How far an unfinished run is; None where there is no note. Raises StoreError if it is damaged
-    or of another version."""
-    if not (path / _PROGRESS).is_file():
+        return place.read(name)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    note = _read_json(path / _PROGRESS, path)
-    said = note.pop("checksum", None)
-    if said is None:
-        raise StoreError(
-            f"the unfinished run at {printable(path)} is of another version of mixer_probe; "
-            f"{_AGAIN}"
-        )
-    if said != checksum(note):
-        raise _damaged(path, f"{_PROGRESS} is not as it was written")
+
+
+def _read_json(place: Place, name: str) -> dict[str, Any] | None:
+    """None where there is no such file. Raises StoreError for what is no JSON object."""
+    content = _read(place, name)
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(place, f"{name} is no valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise _damaged(place, f"{name} holds a {type(found).__name__}")
+    return found
+
+
+def _read_root(place: Place) -> dict[str, Any] | None:
+    """The metadata of the group; None where there is none."""
+    return _read_json(place, "zarr.json")
+
+
+def _read_note(place: Place) -> dict[str, Any] | None:
+    """What the run at the place is; None where nothing says so. Raises StoreError if it is
+    damaged."""
+    note = _read_json(place, _NOTE)
+    if note is not None and note.pop("checksum", None) != checksum(note):
+        raise _damaged(place, f"{_NOTE} is not as it was written")
     return note
 
 
@@ -583,8 +796,16 @@ def _channels(layer: Layer) -> str:
     return f"channel_{layer.channels}"
 
 
-def chunk_rows(record: RunRecord) -> int:
-    """Images a chunk: as many as keep the largest array's chunk near 16 MiB, at least one."""
-    itemsize = np.dtype(record.dtype).itemsize
-    largest = max(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
-    return int(np.clip(_CHUNK_BYTES // (largest * itemsize), 1, 1024))
+def bytes_per_image(record: RunRecord) -> int:
+    """What a run holds of one image."""
+    values = sum(int(np.prod(shape)) for shape, _ in _arrays_of(record).values())
+    return values * np.dtype(record.dtype).itemsize
+
+
+def chunk_rows(record: RunRecord, units: Units) -> int:
+    """Images a chunk: a power of two that keeps the largest array's chunk within 16 MiB and divides
+    a unit."""
+    largest = max(int(np.prod(shape)) for shape, _ in _arrays_of(record).values())
+    most = min(_CHUNK_BYTES // (largest * np.dtype(record.dtype).itemsize), _CHUNK_ROWS)
+    rows = 1 << max(0, most.bit_length() - 1)
+    return max(1, min(rows, units.size, units.n))

@@ -17,14 +17,14 @@ from torch.utils import _pytree as pytree
 
 from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.hooks import Reducer, capture
+from mixer_probe.core.accumulator import Accumulator
 from mixer_probe.core.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint, tensor_keys
 from mixer_probe.core.hooks import passing
-from mixer_probe.core.memory import slices
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.validate import checked
-from mixer_probe.images.labelled import index_batches
+from mixer_probe.images.labelled import index_batches, indexed_batches
 from mixer_probe.images.transforms import split_transform, transform_for
 from mixer_probe.models.classes import LabelledImages
 from mixer_probe.models.layer import Layer
@@ -179,11 +179,19 @@ class Piece:
 @dataclass(frozen=True)
 class Reading:
     """What is read in a pass: the results of `reducer` at its `layers`, which `add` takes piece by
-    piece."""
+    piece.
+
+    One that adds up over images says so: `into` is the accumulator, `name` says what and how, and
+    `again` makes the same reading with an empty accumulator. `extract` then reads each unit of a
+    run by itself, keeps the state of each, and merges them in order into `into`, whatever processes
+    they come from."""
 
     layers: Sequence[Layer]
     reducer: Reducer[Any]
     add: Callable[[Piece], object]
+    into: Accumulator | None = None
+    name: str = ""
+    again: Callable[[], Reading] | None = None
 
 
 @checked(ImagesError)
@@ -194,7 +202,7 @@ def stream(
     reducer: Reducer[Any],
     *,
     batch_size: int = 64,
-    start: int = 0,
+    rows: Iterable[range] | None = None,
     autocast: str | torch.dtype | None = None,
     title: str | None = None,
     also: Sequence[Reading] = (),
@@ -203,10 +211,11 @@ def stream(
     prefix)}`.
 
     The results are on the device. Where that runs out of memory the batch is halved, with a
-    warning, and the stream continues. `autocast` is "bfloat16", "float16" or None. `start` skips
-    that many images. Progress is shown under `title`. Those of `also` read in the same forward
-    passes, each before the piece is yielded. Between pieces the network is as before: no hooks, its
-    own training flags."""
+    warning, and the stream continues. `autocast` is "bfloat16", "float16" or None. `rows` gives the
+    indices of each batch, consecutive ones, as they are asked for; by default all images are taken,
+    `batch_size` at a time. Progress is shown under `title`. Those of `also` read in the same
+    forward passes, each before the piece is yielded. Between pieces the network is as before: no
+    hooks, its own training flags."""
     wanted = [(layers, reducer), *((reading.layers, reading.reducer) for reading in also)]
     names = [[layer.name for layer in of] for of, _ in wanted]
     union = list({layer.name: layer for of, _ in wanted for layer in of}.values())
@@ -225,17 +234,14 @@ def stream(
             f"autocast is 'bfloat16' or 'float16', not '{autocast}'; for other types use "
             "load_model(dtype=...)"
         )
-    position, most, device = start, batch_size, model.device.type
+    most, device = batch_size, model.device.type
+    given = batch_size if rows is None else rows
     with (
         task(title or model.name, len(source)) as advance,
         kept_heap if device == "cpu" else nullcontext(),
     ):
-        advance(start)
-        ranges = (
-            range(start + part.start, start + part.stop)
-            for part in slices(len(source) - start, batch_size)
-        )
-        for batch in source.batches(transform, ranges, pin_memory=device == "cuda"):
+        for batch, index in indexed_batches(source, transform, given, pin_memory=device == "cuda"):
+            position = index[0]
             while len(batch):
                 part = batch[:most]
                 with passing(position):

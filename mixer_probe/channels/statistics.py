@@ -197,7 +197,17 @@ class ChannelMoments(Accumulator):
 
         # No pass is repeated on the CPU: each layer is added at once, and the moments of a batch's
         # layers are never held together.
-        return Reading(layers, at_once if model.device.type == "cpu" else reducer, add)
+        return Reading(
+            layers,
+            at_once if model.device.type == "cpu" else reducer,
+            add,
+            self,
+            f"channel moments of {', '.join(layer.name for layer in layers)}; quantiles "
+            f"{quantiles}, covariance {covariance}",
+            lambda: ChannelMoments().reading(
+                model, layers, quantiles=quantiles, covariance=covariance
+            ),
+        )
 
     def update(self, found: Mapping[str, LayerMoments], images: int) -> None:
         """Add one batch: per layer what `channel_moments` returned, and how many images it was. The

@@ -3,6 +3,9 @@ machines."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,6 +15,7 @@ from typing import Any, Self, get_args, get_origin
 
 import numpy as np
 import torch
+from numcodecs import zstd
 
 from mixer_probe.core.dimensions import sizes
 from mixer_probe.core.errors import StoreError
@@ -19,7 +23,7 @@ from mixer_probe.core.result import same
 from mixer_probe.core.typed import field_types, fits, spelled
 from mixer_probe.core.validate import shown
 
-_KIND = "accumulator"
+_KIND, _ARRAY = "accumulator", "$array"
 
 
 class Accumulator(ABC):
@@ -72,6 +76,40 @@ def state_field(start: Any) -> Any:
     if callable(start):
         return field(init=False, repr=False, default_factory=start)
     return field(init=False, repr=False, default=start)
+
+
+def pack(state: Any) -> bytes:
+    """A state as bytes, with their hash: JSON, and arrays and tensors as NumPy's, compressed."""
+    arrays: list[np.ndarray] = []
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, (np.ndarray, torch.Tensor)):
+            arrays.append(value.cpu().numpy() if isinstance(value, torch.Tensor) else value)
+            return {_ARRAY: len(arrays) - 1}
+        return value.item() if isinstance(value, np.generic) else value
+
+    content, buffer = json.dumps(plain(state)), io.BytesIO()
+    np.savez(buffer, np.frombuffer(content.encode(), dtype=np.uint8), *arrays, allow_pickle=False)
+    packed: bytes = zstd.compress(buffer.getvalue(), 1)
+    return hashlib.sha256(packed).digest() + packed
+
+
+def unpack(content: bytes) -> Any:
+    """The inverse of `pack`, with arrays for tensors. Raises StoreError for damaged bytes."""
+    packed = content[32:]
+    if hashlib.sha256(packed).digest() != content[:32]:
+        raise StoreError("the stored state is not as it was written")
+    with np.load(io.BytesIO(zstd.decompress(packed)), allow_pickle=False) as file:
+        arrays = [file[f"arr_{k}"] for k in range(len(file.files))]
+
+    def built(value: dict[str, Any]) -> Any:
+        return arrays[value[_ARRAY] + 1] if _ARRAY in value else value
+
+    return json.loads(arrays[0].tobytes().decode(), object_hook=built)
 
 
 def _plain(value: Any) -> Any:

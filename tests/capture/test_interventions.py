@@ -283,7 +283,9 @@ def test_rows_follow_the_images() -> None:
         assert rows(other[:1].expand(3, -1, -1, -1)) == [2, 3, 4]
         with passing(4):
             assert rows(other[7:9]) == [4, 0]
-        pieces = stream(model, images, [model.layer("head")], lambda _l, x, _p: x[:, 0], start=3)
+        pieces = stream(
+            model, images, [model.layer("head")], lambda _l, x, _p: x[:, 0], rows=[range(3, 5)]
+        )
         logits = torch.cat([piece.found["head"] for piece in pieces])
     assert torch.equal(logits, base[3:])
 

@@ -64,7 +64,7 @@ def test_several_analyses_read_one_pass(model: mp.Model, passes: list[int]) -> N
         np.testing.assert_array_equal(found, getattr(expected, of))
 
 
-def test_what_extraction_has_stored_is_not_read_again(model: mp.Model, tmp_path: Path) -> None:
+def test_what_extraction_adds_up_is_kept_with_the_run(model: mp.Model, tmp_path: Path) -> None:
     images, layers = noise(10), model.select("blocks")
 
     def stop(piece: Piece) -> None:
@@ -78,7 +78,10 @@ def test_what_extraction_has_stored_is_not_read_again(model: mp.Model, tmp_path:
         extract(model, images, also=[first.reading(model, layers), stopping], **options)
     run = extract(model, images, also=[rest.reading(model, layers)], **options)
     extract(model, images, also=[last.reading(model, layers)], **options)
-    assert (first.n, rest.n, last.n) == (8, 6, 0)
+    assert (first.n, rest.n, last.n) == (0, 10, 10)
+    alone = mp.channel_statistics(model, images, "blocks", batch_size=4)
+    for moments in (rest, last):
+        assert same(moments.compute(alone.model, alone.images, layers), alone)
     assert same(run["blocks.1"], open_run(tmp_path / "run.zarr")["blocks.1"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ import torch
 import zarr
 
 import mixer_probe.capture.store as store
+import mixer_probe.capture.units as units
 from mixer_probe.capture import Representations, extract, open_run
 from mixer_probe.core.errors import NonFiniteWarning, StoreError
 from mixer_probe.core.result import ImagesRecord
@@ -55,9 +55,11 @@ class Source:
         workers: int | Literal["auto"] = "auto",
         pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
-        found = list(index_batches(batches, len(self)))
-        self.starts.append(found[0][0] if found else len(self))
-        for index in found:
+        begun = False
+        for index in index_batches(batches, len(self)):
+            if not begun:
+                self.starts.append(index[0])
+                begun = True
             if self.fails_at is not None and max(index) >= self.fails_at:
                 raise self.error
             self.given += 1
@@ -70,9 +72,10 @@ def model() -> Model:
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four images a chunk for [16, 24] float32 tokens."""
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 4 * 16 * 24 * 4)
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four images a unit, in chunks of two for [16, 24] float32 tokens."""
+    monkeypatch.setattr(store, "_CHUNK_BYTES", 2 * 16 * 24 * 4)
+    monkeypatch.setattr(units, "LEAST", 4)
 
 
 def same(a: Representations, b: Representations) -> None:
@@ -93,7 +96,7 @@ def same(a: Representations, b: Representations) -> None:
 
 
 @pytest.mark.parametrize("reduce", ["mean", "none", "prefix"])
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_units")
 def test_what_is_stored_is_what_is_kept_in_memory(
     model: Model, tmp_path: Path, reduce: Any
 ) -> None:
@@ -187,7 +190,7 @@ def test_a_layer_of_nothing_but_nan_is_not_taken_for_a_missing_one(tmp_path: Pat
 # -- other readers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_units")
 def test_xarray_reads_it_with_labels_and_without_warnings(model: Model, tmp_path: Path) -> None:
     kept = extract(model, Source(6), "all", reduce="none", out=tmp_path / "run")
     with warnings.catch_warnings(action="error"):
@@ -215,7 +218,8 @@ def test_the_store_says_what_made_it(model: Model, tmp_path: Path) -> None:
 def test_nothing_but_the_run_is_left(model: Model, tmp_path: Path) -> None:
     extract(model, Source(2), out=tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    assert not (tmp_path / "run" / "progress.json").exists()
+    left = {p.name for p in (tmp_path / "run" / "units").iterdir()}
+    assert left == {"run.json", "000000.json"}
 
 
 # -- interruption ----------------------------------------------------------------------------------
@@ -224,7 +228,7 @@ def test_nothing_but_the_run_is_left(model: Model, tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [OSError("gone"), KeyboardInterrupt()])
 @pytest.mark.parametrize("fails_at", [0, 1, 6, 13, 22])
 @pytest.mark.parametrize("batch_size", [3, 5, 64])
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_units")
 def test_an_interrupted_run_is_refused_and_resumes_to_the_last_bit(
     model: Model, tmp_path: Path, error: BaseException, fails_at: int, batch_size: int
 ) -> None:
@@ -234,22 +238,21 @@ def test_an_interrupted_run_is_refused_and_resumes_to_the_last_bit(
     with pytest.raises(type(error)) as caught:
         extract(model, source, reduce="none", batch_size=batch_size, out=tmp_path / "run")
     assert caught.value is error
-    assert not (tmp_path / "run").exists()
-    done = fails_at // batch_size * batch_size
-    for place in (tmp_path / "run", tmp_path / "run.partial"):
-        with pytest.raises(
-            StoreError, match=rf"unfinished \({done} of 23 images\); run the same extract again"
-        ):
-            open_run(place)
+    # Batches end with their units of four images.
+    cuts = [r for k in range(6) for r in units.Units(23, 4).batches(k, batch_size)]
+    done = max((r.stop for r in cuts if r.stop <= fails_at), default=0)
+    with pytest.raises(
+        StoreError, match=rf"unfinished \({done} of 23 images\); run the same extract again"
+    ):
+        open_run(tmp_path / "run")
     source.fails_at = None
     finished = extract(model, source, reduce="none", batch_size=batch_size, out=tmp_path / "run")
     assert source.starts[-1] == done
     same(finished, whole)
     same(open_run(tmp_path / "run"), whole)
-    assert not (tmp_path / "run.partial").exists()
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_units")
 def test_a_run_interrupted_again_and_again(model: Model, tmp_path: Path) -> None:
     source = Source(23)
     whole = extract(model, source, reduce="none", batch_size=2)
@@ -261,11 +264,11 @@ def test_a_run_interrupted_again_and_again(model: Model, tmp_path: Path) -> None
     same(extract(model, source, reduce="none", batch_size=2, out=tmp_path / "run"), whole)
 
 
-@pytest.mark.usefixtures("small_chunks")
-def test_a_process_that_was_killed_resumes_after_the_last_whole_chunk(
+@pytest.mark.usefixtures("small_units")
+def test_a_process_that_was_killed_resumes_after_the_last_whole_unit(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody flushes what is in memory: only whole chunks are there, and the note says how many."""
+    """Nobody keeps what is in memory: only whole units are there."""
     source = Source(23)
     whole = extract(model, source, reduce="none", batch_size=3)
     source.fails_at = 15
@@ -273,26 +276,27 @@ def test_a_process_that_was_killed_resumes_after_the_last_whole_chunk(
         patched.setattr(store.RunWriter, "__exit__", lambda *_: None)
         with pytest.raises(OSError, match="disk went away"):
             extract(model, source, reduce="none", batch_size=3, out=tmp_path / "run")
-    assert json.loads((tmp_path / "run.partial" / "progress.json").read_text())["done"] == 12
+    with pytest.raises(StoreError, match=r"unfinished \(12 of 23 images\)"):
+        open_run(tmp_path / "run")
     source.fails_at = None
     same(extract(model, source, reduce="none", batch_size=3, out=tmp_path / "run"), whole)
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_units")
 def test_a_run_may_go_on_with_another_batch_size(model: Model, tmp_path: Path) -> None:
     source = Source(23)
     source.fails_at = 10
     with pytest.raises(OSError, match="disk went away"):
-        extract(model, source, reduce="none", batch_size=5, out=tmp_path / "run")
+        extract(model, source, reduce="none", batch_size=3, out=tmp_path / "run")
     source.fails_at = None
-    found = extract(model, source, reduce="none", batch_size=4, out=tmp_path / "run")
+    found = extract(model, source, reduce="none", batch_size=2, out=tmp_path / "run")
     assert source.starts[-1] == 8
-    whole = extract(model, source, reduce="none", batch_size=4)
+    whole = extract(model, source, reduce="none", batch_size=2)
     for name in whole:
         np.testing.assert_allclose(found[name], whole[name], atol=1e-5)
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_units")
 def test_counts_of_what_is_not_finite_survive_an_interruption(tmp_path: Path) -> None:
     model = CASES["mixer"].model()
     with torch.no_grad():
@@ -306,18 +310,18 @@ def test_counts_of_what_is_not_finite_survive_an_interruption(tmp_path: Path) ->
         extract(model, source, "blocks.0", batch_size=2, out=tmp_path / "run")
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_units")
 def test_a_run_that_only_lacks_its_end_is_finished(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after the last image and before the move to its place."""
+    """Stopped after the last image and before the last word."""
     source = Source(8)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(zarr, "consolidate_metadata", stop)
+        patched.setattr(store, "_digest", stop)
         with pytest.raises(KeyboardInterrupt):
             extract(model, source, batch_size=4, out=tmp_path / "run")
     with pytest.raises(StoreError, match="unfinished"):
@@ -328,7 +332,7 @@ def test_a_run_that_only_lacks_its_end_is_finished(
         extract(model, source, batch_size=4),
     )
     assert given == 2
-    assert source.starts[1] == 8  # nothing was left to run
+    assert source.starts == [0, 0]  # nothing was left to run for the second
 
 
 def test_a_finished_run_is_returned_without_running_the_model(model: Model, tmp_path: Path) -> None:
@@ -356,25 +360,26 @@ def _full_after(writes: int) -> Callable[..., None]:
     return limited
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_units")
 def test_a_full_disk_keeps_what_was_written(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Source(23)
     whole = extract(model, source, "blocks", reduce="none", batch_size=4)
     with monkeypatch.context() as patched:
-        # Ids, labels, then four arrays a chunk: two blocks and their prefix tokens.
-        patched.setattr(zarr.Array, "__setitem__", _full_after(2 + 3 * 4 + 1))
+        # Ids, keys, labels, then four arrays a unit: two blocks and their prefix tokens.
+        patched.setattr(zarr.Array, "__setitem__", _full_after(3 + 3 * 4 + 1))
         with pytest.raises(
             StoreError, match=r"No space left on device.*12 of 23 images are safe: free disk space"
         ) as caught:
             extract(model, source, "blocks", reduce="none", batch_size=4, out=tmp_path / "run")
     assert isinstance(caught.value.__cause__, OSError)
-    with pytest.raises(StoreError, match=r"unfinished \(12 of 23 images\)"):
+    # What this unit had was kept beside it, on a disk that is full for arrays only.
+    with pytest.raises(StoreError, match=r"unfinished \(16 of 23 images\)"):
         open_run(tmp_path / "run")
     assert not any(m._forward_hooks for m in model.module.modules())
     resumed = extract(model, source, "blocks", reduce="none", batch_size=4, out=tmp_path / "run")
-    assert source.starts[-1] == 12
+    assert source.starts[-1] == 16
     same(resumed, whole)
 
 
@@ -383,7 +388,7 @@ def test_a_disk_that_is_full_from_the_start(
 ) -> None:
     monkeypatch.setattr(zarr.Array, "__setitem__", _full_after(0))
     with pytest.raises(
-        StoreError, match=r"could not write to .*run\.partial \(No space left on device\); 0 of 3"
+        StoreError, match=r"could not write to .*run \(No space left on device\); 0 of 3"
     ):
         extract(model, Source(3), out=tmp_path / "run")
 
@@ -428,20 +433,17 @@ def test_another_unfinished_run_is_not_thrown_away(model: Model, tmp_path: Path)
     assert source.starts[-1] == 4
 
 
-@pytest.mark.parametrize("name", ["run", "run.partial"])
-def test_a_foreign_folder_is_refused_and_left_alone(
-    model: Model, tmp_path: Path, name: str
-) -> None:
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "thesis.txt").write_text("years of work")
+def test_a_foreign_folder_is_refused_and_left_alone(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
     with pytest.raises(StoreError, match="already exists"):
         extract(model, Source(3), out=tmp_path / "run")
-    assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_file_in_the_place_is_refused(model: Model, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(StoreError, match="already exists: no run at"):
+    with pytest.raises(StoreError, match="already exists and is no run"):
         extract(model, Source(3), out=tmp_path / "run")
 
 
@@ -460,7 +462,7 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_units")
 @pytest.mark.parametrize("what", ["metadata", "layer", "chunk", "labels", "run"])
 def test_a_damaged_run_is_refused(model: Model, tmp_path: Path, what: str) -> None:
     run = tmp_path / "run"
@@ -480,15 +482,49 @@ def test_a_damaged_run_is_refused(model: Model, tmp_path: Path, what: str) -> No
         group.attrs["run"] = {"$type": "RunRecord"}
     with pytest.raises(StoreError, match=r"damaged|no run at"):
         open_run(run)
-    with pytest.raises(StoreError, match="already exists"):
-        extract(model, Source(9), "blocks", reduce="none", out=run)
+    if what != "metadata":  # which is known, and written again
+        with pytest.raises(StoreError, match=r"already exists: .*with verify=True"):
+            extract(model, Source(9), "blocks", reduce="none", out=run)
+    source = Source(9)
+    repaired = extract(model, source, "blocks", reduce="none", out=run, verify=True)
+    same(repaired, extract(model, Source(9), "blocks", reduce="none"))
+    assert source.given == {"layer": 3, "chunk": 1}.get(what, 0)
+
+
+@pytest.mark.usefixtures("small_units")
+def test_a_flipped_byte_is_named_and_its_unit_alone_is_written_anew(
+    model: Model, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    expected = extract(model, Source(14), out=run)["blocks.1"].copy()
+    shard = run / "blocks.1" / "c" / "2" / "0"
+    content = bytearray(shard.read_bytes())
+    content[7] ^= 1
+    shard.write_bytes(content)
+    damaged = open_run(run)
+    np.testing.assert_array_equal(damaged.rows("blocks.1", slice(0, 8)), expected[:8])
+    with pytest.raises(StoreError) as caught:
+        damaged.rows("blocks.1", slice(7, 10))
+    assert str(caught.value).startswith(f"the run at {run} is damaged (blocks.1/c/2/0, of unit 2: ")
+    assert str(caught.value).endswith(
+        "; run the same extract again with verify=True (--verify), which writes what is damaged "
+        "anew"
+    )
+    source = Source(14)
+    repaired = extract(model, source, out=run, verify=True)
+    assert source.starts == [8]
+    assert source.given == 1
+    np.testing.assert_array_equal(repaired["blocks.1"], expected)
+    source = Source(14)
+    extract(model, source, out=run, verify=True)
+    assert source.given == 0
 
 
 # -- memory ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("small_chunks")
-def test_no_more_than_a_batch_and_a_chunk_wait_in_memory(
+@pytest.mark.usefixtures("small_units")
+def test_no_more_than_a_unit_waits_in_memory(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = []
@@ -496,19 +532,30 @@ def test_no_more_than_a_batch_and_a_chunk_wait_in_memory(
 
     def watched(self: store.RunWriter, start: int, arrays: Any) -> None:
         write(self, start, arrays)
-        waiting.append(self._waiting)
+        waiting.append(sum(unit.filled for unit in self._now.values()))
 
     monkeypatch.setattr(store.RunWriter, "write", watched)
-    extract(model, Source(40), reduce="none", batch_size=7, out=tmp_path / "run")
+    extract(model, Source(40), reduce="none", batch_size=3, out=tmp_path / "run")
     assert max(waiting) < 4
 
 
-def test_chunks_are_near_16_mebibytes() -> None:
+def test_units_and_chunks_are_powers_of_two_within_their_budgets() -> None:
+    """A unit is at most half a gigabyte, a chunk 16 MiB; large sets have a few hundred units."""
+    of = units.Units.of
+    assert of(50_000, 36_864) == units.Units(50_000, 1024)
+    assert of(1_281_167, 36_864) == units.Units(1_281_167, 4096)
+    assert of(10**9, 36_864) == units.Units(10**9, 8192)
+    assert of(50_000, 12 * 196 * 768 * 4) == units.Units(50_000, 64)
+    assert of(10, 10**10) == units.Units(10, 1)
+    assert [list(of(2500, 8).batches(k, 1000)) for k in range(3)] == [
+        [range(1000), range(1000, 1024)],
+        [range(1024, 2024), range(2024, 2048)],
+        [range(2048, 2500)],
+    ]
     model = CASES["mixer"].model()
     record = extract(model, noise(1), "blocks", reduce="none").record
-    assert store.chunk_rows(record) == 1024
-    wide = CASES["mixer"].model().layer("blocks.0")
-    big = replace(record, layers=(replace(wide, positions=196, channels=768),))
-    assert store.chunk_rows(big) == 16 * 2**20 // (196 * 768 * 4)
-    huge = replace(record, layers=(replace(wide, positions=10**6, channels=768),))
-    assert store.chunk_rows(huge) == 1
+    wide = model.layer("blocks.0")
+    for positions, channels, expected in ((16, 24, 1024), (196, 768, 16), (10**6, 768, 1)):
+        layer = replace(wide, positions=positions, channels=channels)
+        changed = replace(record, layers=(layer,))
+        assert store.chunk_rows(changed, of(50_000, store.bytes_per_image(changed))) == expected
