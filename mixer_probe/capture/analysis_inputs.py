@@ -27,6 +27,7 @@ from mixer_probe.core.text import slug
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name, quoted, require_labels
 from mixer_probe.models import Model
+from mixer_probe.parallel import agree, ranks
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
@@ -221,6 +222,14 @@ class Inputs:
         changed.settings = replace(self.settings, **changes)
         return changed
 
+    def extract_all(self) -> None:
+        """Extract what `test` and `parts` are made of, of the network and of its baseline."""
+        for i in (self, self.baseline):
+            if i is not None:
+                _ = i.test
+                if i.train is not None:
+                    _ = i.parts
+
     def close(self) -> None:
         """Release the network, and all but the representations of the test images."""
         self._open.close()
@@ -246,18 +255,13 @@ class Inputs:
         selected, folder = self.model.select(layers), self.store
         # Of float32; twice as much, of a network in float64, has room too.
         size = 4 * len(images) * sum(math.prod(stored_shape(x, reduce)[0]) for x in selected)
-        if folder is None and size > WORKING:
-            folder = self.share("runs", self._temporary)
+        if folder is None and (size > WORKING or ranks().world > 1):
+            folder = self.share("runs", lambda: temporary_folder(self.shared))
         s, record, names = self.settings, self.record, [layer.name for layer in selected]
         of = digest(record.fingerprint, images.fingerprint, reduce, s.autocast or "", *names)[:16]
         out = None if folder is None else folder / f"{slug(record.name)}-{of}-{part}.zarr"
         options: dict[str, Any] = {"batch_size": s.batch_size, "autocast": s.autocast}
         return extract(self.model, images, layers, reduce=reduce, out=out, also=also, **options)
-
-    def _temporary(self) -> Path:
-        folder = tempfile.TemporaryDirectory(prefix="mixer-probe-")
-        self.shared["temporary folder"] = folder
-        return Path(folder.name)
 
     def _extract(
         self, images: Images, part: str, with_head: bool = False, also: Sequence[Reading] = ()
@@ -266,6 +270,17 @@ class Inputs:
         heads = [layer.name for layer in self.model.layers if layer.kind == "head"][-1:]
         chosen = [*([layers] if isinstance(layers, str) else layers), *(heads if with_head else [])]
         return self.extract(images, chosen, part=part, also=also)
+
+
+def temporary_folder(shared: dict[str, Any]) -> Path:
+    """A folder that is removed with `shared`; all ranks have that of the first."""
+
+    def make() -> str:
+        folder = tempfile.TemporaryDirectory(prefix="mixer-probe-")
+        shared["temporary folder"] = folder
+        return folder.name
+
+    return Path(agree(make))
 
 
 def halves(

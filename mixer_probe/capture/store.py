@@ -27,7 +27,7 @@ from mixer_probe.capture.representations import PREFIX, Representations, RunReco
 from mixer_probe.capture.unit_sums import UnitSums
 from mixer_probe.capture.units import Units
 from mixer_probe.core.accumulator import pack, unpack
-from mixer_probe.core.errors import StoreError
+from mixer_probe.core.errors import MixerProbeError, StoreError
 from mixer_probe.core.files import checksum, is_leftover, only_writer, printable, reason, remedy
 from mixer_probe.core.fingerprint import keys_by_name, keys_of
 from mixer_probe.core.places import Place
@@ -114,14 +114,21 @@ def stored(
             return writer.prepare(verify)
 
         if not agree(prepare):
-            with writer:
-                while writer.missing():
-                    with closing(passes(batch_size, writer.batches(batch_size))) as found:
-                        for piece, arrays in found:
-                            writer.write(piece.start, arrays)
-                    if writer.missing():
-                        time.sleep(_WAIT)
-            gather(None)
+            failure: MixerProbeError | None = None
+            try:
+                with writer:
+                    while writer.missing():
+                        with closing(passes(batch_size, writer.batches(batch_size))) as found:
+                            for piece, arrays in found:
+                                writer.write(piece.start, arrays)
+                        if writer.missing():
+                            time.sleep(_WAIT)
+            except MixerProbeError as error:
+                failure = error
+            # What failed for one process may have been done by another.
+            failures = [error for error in gather(failure) if error is not None]
+            if failures and writer.missing():
+                raise failure or failures[0]
             agree(writer.finish)
     sums.load(_folded(place, sums.names))
     return open_run(out)

@@ -18,6 +18,8 @@ from mixer_probe.cli import channels, attribute, reports, diff  # noqa: F401
 from mixer_probe.cli.options import app, console, errors
 from mixer_probe.cli.signals import Ended, ended_by_signals
 from mixer_probe.core.errors import MixerProbeError
+from mixer_probe.core.threads import use_part
+from mixer_probe.parallel import ranks
 
 __all__ = ["DEBUG", "app", "console", "errors", "main"]
 
@@ -37,6 +39,11 @@ def main() -> None:
         # What an ASCII terminal cannot show is escaped.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    here = ranks()
+    if here.world > 1:
+        use_part(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        # The first one speaks for all; errors are those of whoever meets them.
+        console.quiet = not here.first
     try:
         app()
         # What is left to be written may meet a full disk too.

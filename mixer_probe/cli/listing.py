@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -93,19 +92,38 @@ def extract(
     model: ModelName,
     source: ImageOptions = ImageOptions(),
     out: Annotated[
-        Path, typer.Option(help="The zarr store to write.", parser=folder, metavar="PATH")
-    ] = Path("run.zarr"),
+        str,
+        typer.Option(
+            help="The zarr store to write: a folder, or a URL that fsspec opens (s3://...).",
+            metavar="PATH",
+        ),
+    ] = "run.zarr",
     passes: PassOptions = PassOptions(),
     reduce: Annotated[
         str, typer.Option(help="mean over positions, prefix token, or none (all positions).")
     ] = "mean",
     models: ModelOptions = ModelOptions(),
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read all that is stored, and write anew what is damaged."),
+    ] = False,
 ) -> None:
-    """Store a model's representations of images; an interrupted run resumes where it stopped."""
+    """Store a model's representations of images; an interrupted run resumes where it stopped, and
+    processes of torchrun divide the images."""
     import mixer_probe as mp
 
     loaded = models.loaders([model])[0]()
     options: dict[str, Any] = {"batch_size": passes.batch_size, "autocast": passes.autocast}
-    run = mp.extract(loaded, source.load(), passes.chosen, reduce=reduce, out=out, **options)  # type: ignore[arg-type]
+    # A path is checked, a URL is as it was written.
+    place = out if "://" in out else folder(out)
+    run = mp.extract(
+        loaded,
+        source.load(),
+        passes.chosen,
+        reduce=reduce,  # type: ignore[arg-type]
+        out=place,
+        verify=verify,
+        **options,
+    )
     console.print(f"{run!r}", markup=False, highlight=False)
     console.print(str(out), markup=False, highlight=False)

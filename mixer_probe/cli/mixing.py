@@ -20,6 +20,7 @@ from mixer_probe.cli.options import (
 )
 from mixer_probe.cli.output import finish
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.parallel import ranks
 
 
 @command("mixing zoo:mixer zoo:vit zoo:resnet --what jacobian,erf --out mixing")
@@ -79,14 +80,18 @@ def mixing(
         )
     }
     steps, only = ResultCache(out / "parts"), {"mixing": chosen}
-    if workers > 1:
+    if workers > 1 and ranks().world == 1:
         fill_steps(loaders, test, train, settings, None, steps, workers, only, shared)
     # What one of several networks cannot have is left out.
     strict = what != "all" and len(loaders) == 1
     study = Study(test, train, settings, steps=steps, names=only, strict=strict, shared=shared)
-    for load in loaders:
-        study.add(load())
-    if not study.finish():
+    with study.after_passes(loaders) as first:
+        if not first:
+            return
+        for load in loaders:
+            study.add(load())
+        study.finish()
+    if not study.results:
         raise MeasureError(
             f"none of {', '.join(names)} has what --what {what} measures; attention is that of ViTs"
         )

@@ -14,6 +14,7 @@ from rich.table import Table
 from mixer_probe.cli.options import console
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.text import visible
+from mixer_probe.parallel import ranks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,13 +53,16 @@ def finish(
     figures, those `drawn` besides, and `files` by name. Then all rows as JSON, or the `sentences`
     (by default those of the report), with the `tables` where no file holds them.
 
-    Raises MeasureError, with the first reason, where nothing but skipped analyses is left."""
+    Of several processes of torchrun only the first does so. Raises MeasureError, with the first
+    reason, where nothing but skipped analyses is left."""
     from mixer_probe.core.section import Table as ReportTable
     from mixer_probe.core.skipped import Skipped
     from mixer_probe.report import make_sections
     from mixer_probe.report.export import export_report, tables_by_kind
     from mixer_probe.report.script import print_findings
 
+    if not ranks().first:
+        return
     skipped = [r.reason for r in results if isinstance(r, Skipped)]
     if skipped and len(skipped) == len(results):
         raise MeasureError(skipped[0])

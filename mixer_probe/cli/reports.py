@@ -29,6 +29,7 @@ from mixer_probe.cli.options import (
 from mixer_probe.cli.output import command_line, print_report
 from mixer_probe.cli.similarity import measure_names
 from mixer_probe.core.errors import StoreError
+from mixer_probe.parallel import ranks
 
 if TYPE_CHECKING:
     from mixer_probe.images import Images
@@ -110,9 +111,12 @@ def _write_study(
     from mixer_probe.study import ResultCache, fill_steps, run_study
 
     store, steps = out / "runs", ResultCache(out / "parts")
+    if not ranks().first:
+        run_study(loaders, images, train, settings, store, steps)
+        return
     with exporting(out) as export:
         remove_leftovers(steps.folder)
-        if workers > 1:
+        if workers > 1 and ranks().world == 1:
             fill_steps(loaders, images, train, settings, store, steps, workers)
         results = run_study(loaders, images, train, settings, store, steps)
         if findings:

@@ -22,6 +22,7 @@ from mixer_probe.cli.options import (
 from mixer_probe.cli.output import finish
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import shown, whole_number
+from mixer_probe.parallel import ranks
 
 
 @command("compare zoo:mixer zoo:vit --measure cka,procrustes --out similarity")
@@ -102,6 +103,8 @@ def compare(
     for name, load in loaders.items():
         with closing(Inputs(load(), images, settings=passes.settings(), shared=shared)) as i:
             sides[name] = i.extract(i.images, passes.chosen, part="test", **reduction)
+    if not ranks().first:
+        return
     a, b = sides[model_a], sides[model_b]
     matrices = mp.compare(  # type: ignore[call-overload]
         a,

@@ -37,6 +37,13 @@ def use_cores(n: int) -> None:
     threadpool_limits(n)
 
 
+def use_part(processes: int) -> None:
+    """Divide the cores of this machine with as many processes from now on. Threads inside a matrix
+    product stay as many as OMP_NUM_THREADS says, since the last bits depend on them."""
+    global _part
+    _part = max(1, available_cores() // processes)
+
+
 def parallel_map(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`work` of every item, in order, on all cores. Raises what `work` raises."""
     workers = min(available_cores(), len(items))

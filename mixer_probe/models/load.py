@@ -27,6 +27,7 @@ from mixer_probe.models.inputs import stated_input, timm_input, with_given
 from mixer_probe.models.model import Model, Weights, make_model
 from mixer_probe.models.weights import check_finite, load_into
 from mixer_probe.models.wrappers import check_parameters, unwrap
+from mixer_probe.parallel import ranks
 
 _FOLDER = "local-dir:"
 _FILES = {".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt", ".tar", ".h5"}
@@ -126,10 +127,11 @@ def load_model(
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """ "auto" is CUDA, then MPS, then the CPU. Raises ModelError for a device that is not there."""
+    """ "auto" is CUDA (of several GPUs one per process of torchrun), then MPS, then the CPU. Raises
+    ModelError for a device that is not there."""
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", ranks().local % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)

@@ -6,7 +6,9 @@ files, and only decisions are sent: over gloo, which every machine has."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,8 +32,23 @@ class Ranks(NamedTuple):
         return self.rank == 0
 
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works for itself, whatever the others do."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def ranks() -> Ranks:
-    """Where this process stands; the only one where torchrun did not start it."""
+    """Where this process stands; it is the only one inside `alone`, and without torchrun."""
+    if _alone.get():
+        return Ranks(0, 1, int(os.environ.get("LOCAL_RANK", 0)))
     if dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations_with_replacement
@@ -14,6 +14,7 @@ from typing import Any
 
 from mixer_probe import catalog
 from mixer_probe.capture import Inputs
+from mixer_probe.capture.analysis_inputs import temporary_folder
 from mixer_probe.core.analysis import Analysis, Room
 from mixer_probe.core.errors import (
     EmptyAttributionWarning,
@@ -31,6 +32,7 @@ from mixer_probe.images import Images
 from mixer_probe.images.classes import require_labels
 from mixer_probe.invariance.own_accuracy import own_accuracy
 from mixer_probe.models import Model, describe
+from mixer_probe.parallel import alone, gather, ranks
 from mixer_probe.probing import raw_pixels
 from mixer_probe.study.result_cache import ResultCache, file_digests, identity
 
@@ -71,11 +73,21 @@ class Study:
         self._reasons: set[tuple[str, str]] = set()
         self._identities: dict[ModelRecord, Any] = {}
 
+    @property
+    def needs_activations(self) -> bool:
+        """Whether representations of all images are extracted."""
+        return any(a.needs not in ("weights", "images") for _, a in self._asked)
+
+    def inputs(self, model: Model) -> Inputs:
+        """What the analyses are given of a network."""
+        network = Inputs(model, self.images, self.train, self.settings, self.shared, self.store)
+        if self.needs_activations:
+            network.reads = [a.reads for _, a in self._asked if a.reads is not None]
+        return network
+
     def add(self, model: Model, card: bool = False) -> Inputs:
         """All analyses that look at this network alone; with `card` its card comes first."""
-        network = Inputs(model, self.images, self.train, self.settings, self.shared, self.store)
-        if any(a.needs not in ("weights", "images") for _, a in self._asked):
-            network.reads = [a.reads for _, a in self._asked if a.reads is not None]
+        network = self.inputs(model)
         place = len(self.results)
         with closing(network), task(f"analyses of {model.name}", len(self._asked)) as advance:
             if card:
@@ -91,6 +103,30 @@ class Study:
                 self.results[place] = replace(self.results[place], own=own)  # type: ignore[call-arg]
         self.networks.append(network)
         return network
+
+    @contextmanager
+    def after_passes(self, models: Sequence[Model | Loader], card: bool = False) -> Iterator[bool]:
+        """Inside, the representations that the study needs are in its store, by default a temporary
+        folder, where torchrun started several processes: all of them extract, and where steps are
+        kept each has analysed some of the networks. The value is whether this process goes on with
+        the study: the first one, `alone`. A single process extracts when it has to.
+
+        What cannot be done is left to the study, which says why."""
+        here = ranks()
+        if here.world > 1:
+            if self.store is None:
+                self.store = self.shared.get("runs") or temporary_folder(self.shared)
+            for model in models if self.needs_activations else ():
+                # All meet the same errors, so that none waits for another.
+                with suppress(MixerProbeError), closing(self.inputs(loaded(model))) as network:
+                    network.extract_all()
+            if self.steps is not None:
+                for model in models[here.rank :: here.world]:
+                    with alone(), suppress(MixerProbeError):
+                        replace(self, results=[], networks=[]).add(loaded(model), card)
+                gather(None)
+        with alone() if here.world > 1 else nullcontext():
+            yield here.first
 
     def finish(self) -> list[Result]:
         """All that looks at raw pixels, and at several networks together. Returns all results."""
@@ -303,19 +339,24 @@ def run_study(
     Models may be given as functions that load them, so that only one is in memory at a time. Probes
     are fitted on `train` and tested on `images`; without `train` on a stratified half of `images`.
     With `store` the representations are kept there, with `steps` the results of every finished
-    step, and an interrupted study goes on with them. Raises ModelError if no model can be loaded,
-    and StoreError that names the step if there is no room to keep what it made."""
+    step, and an interrupted study goes on with them. Processes that torchrun started divide the
+    passes over the images; the results are those of the first, and the others have none. Raises
+    ModelError if no model can be loaded, and StoreError that names the step if there is no room to
+    keep what it made."""
     study = Study(images, train, settings or StudySettings(), store, steps)
-    failures: list[ModelError] = []
-    for model in models:
-        try:
-            study.add(model if isinstance(model, Model) else model(), card=True)
-        except ModelError as error:
-            failures.append(error)
-            study.results.append(Skipped.because("loading a model", error))
-    if failures and not study.networks:
-        raise failures[0]
-    return study.finish()
+    networks, failures = list(models), list[ModelError]()
+    with study.after_passes(networks, card=True) as first:
+        if not first:
+            return []
+        for model in networks:
+            try:
+                study.add(loaded(model), card=True)
+            except ModelError as error:
+                failures.append(error)
+                study.results.append(Skipped.because("loading a model", error))
+        if failures and not study.networks:
+            raise failures[0]
+        return study.finish()
 
 
 def run_analyses(
@@ -335,6 +376,15 @@ def run_analyses(
     study = Study(
         images, train, settings or StudySettings(), names=names, strict=strict, shared=shared
     )
-    for model in models:
-        study.add(model if isinstance(model, Model) else model())
-    return study.finish()
+    networks = list(models)
+    with study.after_passes(networks) as first:
+        if not first:
+            return []
+        for model in networks:
+            study.add(loaded(model))
+        return study.finish()
+
+
+def loaded(model: Model | Loader) -> Model:
+    """The network, loaded if it is not yet."""
+    return model if isinstance(model, Model) else model()
