@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -11,7 +12,9 @@ import numpy as np
 from mixer_probe.core.errors import ImagesError, LayerError, closest
 from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import images_fingerprint, keys_by_name, pictures_fingerprint
+from mixer_probe.core.memory import ROWS, WORKING, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, storable
+from mixer_probe.core.rows import Rows
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.structure import matching
 
@@ -108,9 +111,13 @@ class Representations:
     def rows(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
         """The numbers of one layer for some images; from a store only their chunks are read. Raises
         as `reps[name]`."""
-        if name not in self._arrays:
-            return self[name][rows]
-        return _read_only(self._arrays[name][rows])
+        return _read_only(self.array(name)[rows])
+
+    def array(self, name: str) -> np.ndarray | Rows:
+        """The numbers of one layer: those in memory, and of a store what reads the rows that it is
+        asked for. Raises as `reps[name]`."""
+        array = self._arrays.get(name)
+        return self[name] if array is None or isinstance(array, np.ndarray) else Rows(array)
 
     def prefix(self, name: str) -> np.ndarray:
         """Prefix tokens [image, token, channel] of one layer. Raises LayerError for layers that
@@ -123,9 +130,10 @@ class Representations:
         return _read_only(self._prefixes[name][...])
 
     def take(self, indices: Sequence[int] | np.ndarray, split: str = "") -> Representations:
-        """The same layers for some of the images, in memory: at `indices` (integers, or a mask with
-        one value per image), in that order; `split` names the part in results. Their images are
-        then those of `Images.subset`.
+        """The same layers for some of the images: at `indices` (integers, or a mask with one value
+        per image), in that order; `split` names the part in results. Their images are then those of
+        `Images.subset`. What comes from a store and is too large for memory (`WORKING` bytes) stays
+        there.
 
         Raises ImagesError for indices out of range, and for anything but integers or a mask."""
         given, n = np.asarray(indices), len(self.ids)
@@ -160,12 +168,22 @@ class Representations:
             pictures=pictures_fingerprint(keys),
         )
         record = replace(self.record, images=images)
-        arrays = {name: self[name][chosen] for name in self}
-        prefixes = {name: self.prefix(name)[chosen] for name in self._prefixes}
-        counts: dict[str, int] = {}
-        count_non_finite(
-            arrays | {PREFIX + name: array for name, array in prefixes.items()}, counts
+        stored = [*self._arrays.values(), *self._prefixes.values()]
+        sizes = (math.prod(x.shape[1:]) * x.dtype.itemsize for x in stored)
+        fits = len(ids) * sum(sizes) <= WORKING or any(isinstance(x, np.ndarray) for x in stored)
+        arrays, prefixes = (
+            {k: (x[chosen] if fits else Rows(x, chosen)) for k, x in part.items()}
+            for part in (self._arrays, self._prefixes)
         )
+        counts: dict[str, int] = {}
+        for rows in slices(len(ids), ROWS):
+            every = {**arrays, **{PREFIX + name: array for name, array in prefixes.items()}}
+            some = {
+                name: array[rows]
+                for name, array in every.items()
+                if fits or name.removeprefix(PREFIX) in self.non_finite
+            }
+            count_non_finite(some, counts)
         return Representations(
             record, arrays, prefixes, ids, labels, self.class_names, counts, keys
         )

@@ -28,6 +28,9 @@ RESIDENT = 2**31
 # taken or none.
 MOST = 2**32
 
+# Images of one step of what adds up over images.
+ROWS = 1024
+
 
 def at_once(bytes_each: int, budget: int = WORKING, least: int = 1) -> int:
     """How many items of `bytes_each` fit into `budget` bytes, and `least` where fewer do."""

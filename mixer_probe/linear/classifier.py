@@ -11,6 +11,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import ROWS, slices
+from mixer_probe.core.rows import Rows
 
 
 @runtime_checkable
@@ -58,6 +60,12 @@ class PenaltyPath:
         return self.l2
 
 
+def predict_one(path: ProbePath, X: Any, i: int) -> np.ndarray:
+    """Predicted classes [n] of images `X` [n, p] by the classifier with the i-th value of a
+    path."""
+    return np.concatenate([path.predict(X[rows])[i] for rows in slices(len(X), ROWS)])
+
+
 def last_best(scores: np.ndarray) -> np.ndarray:
     """Index [...] of the highest of `scores` [m, ...] along the path; of equals the last, the
     simplest model."""
@@ -81,11 +89,14 @@ def check_two(classes: np.ndarray) -> None:
 
 
 def checked_classes(
-    estimator: BaseEstimator, X: Any, y: Any, dtype: Any = np.float64
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features [n, p] and classes [n] as scikit-learn checks them. Raises its ValueError, and
-    MeasureError for one class."""
-    X, y = validate_data(estimator, X, y, dtype=dtype)
+    estimator: BaseEstimator, X: Any, y: Any, dtype: Any = np.float64, by_rows: bool = False
+) -> tuple[Any, np.ndarray]:
+    """Features [n, p] and classes [n] as scikit-learn checks them; `by_rows` leaves `Rows` as they
+    are, which are read whole otherwise. Raises its ValueError, and MeasureError for one class."""
+    if isinstance(X, Rows) and by_rows:
+        y = np.asarray(y)
+    else:
+        X, y = validate_data(estimator, np.asarray(X) if isinstance(X, Rows) else X, y, dtype=dtype)
     check_classification_targets(y)
     check_two(np.unique(y))
     return X, y

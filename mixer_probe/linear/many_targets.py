@@ -8,69 +8,89 @@ products.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixer_probe.linear.classifier import decided_class, last_best
-from mixer_probe.linear.ridge import Ridge
+from mixer_probe.linear.ridge import Ridge, eigen, gram
 from mixer_probe.linear.ridge_path import one_hot
+from mixer_probe.linear.ridge_probe import LEFT_OUT
+from mixer_probe.linear.scaling import ColumnScaling, block_of, blocks, resolution
+from mixer_probe.linear.stratification import stratified
+
+# Targets [b, k] of some of the training images.
+Targets = Callable[[slice | np.ndarray], Tensor]
 
 
 @dataclass(frozen=True)
 class RidgeFits:
-    """Ridge regressions of `targets` [n, k] on standardised features, for every penalty of `l2`
-    [m].
+    """Ridge regressions of k targets on standardised features, for every penalty of `l2` [m].
 
-    Methods take and return arrays. `projected` [n, r] are the training images in the basis of the
-    decomposition."""
+    `left` are the training images that can be left out: B'z of each [s, r], and their targets
+    [s, k]."""
 
     ridge: Ridge
-    projected: Tensor
-    targets: Tensor
+    left: tuple[Tensor, Tensor]
     l2: np.ndarray
 
     @classmethod
-    def of(cls, X: np.ndarray, targets: np.ndarray | None, l2: np.ndarray) -> RidgeFits:
-        """Fit to features `X` [n, p] and `targets` [n, k], None for targets that follow."""
-        T = torch.from_numpy(
-            np.empty((len(X), 0)) if targets is None else np.asarray(targets, dtype=np.float64)
-        )
-        ridge, projected = Ridge.of(X, T, dual=X.shape[1] > X.shape[0])
-        return cls(ridge, projected, T, np.asarray(l2, dtype=np.float64))
+    def of(cls, X: Any, targets: Targets, l2: np.ndarray, left_out: np.ndarray) -> RidgeFits:
+        """Fit to features `X` [n, p], an array or `Rows` of one; the images at `left_out` can be
+        left out. Of p <= n features a block of images is in memory at a time."""
+        n, p = X.shape
+        if p > n:
+            ridge, projected = Ridge.of(X, targets(slice(None)), dual=True)
+            projected = projected[left_out]
+        else:
+            ridge = _primal(X, targets)
+            projected = torch.empty(len(left_out), len(ridge.eigenvalues), dtype=torch.float64)
+            for rows in blocks(len(left_out), p):
+                projected[rows] = ridge.project(X, left_out[rows])
+        return cls(ridge, (projected, targets(left_out)), np.asarray(l2, dtype=np.float64))
 
-    def with_targets(self, targets: np.ndarray) -> RidgeFits:
-        """Regressions of other `targets` [n, k] on the same features, whose decomposition is
-        kept."""
-        T = torch.from_numpy(np.asarray(targets, dtype=np.float64))
-        return replace(self, ridge=self.ridge.with_targets(self.projected, T), targets=T)
+    def left_out(self, i: int, rows: slice = slice(None)) -> np.ndarray:
+        """Predictions [s, k] of the images that can be left out, or of some of them, by the fits to
+        all others with penalty `l2[i]`."""
+        projected, targets = (part[rows] for part in self.left)
+        found = self.ridge.left_out(projected, targets, torch.from_numpy(self.l2[[i]]))
+        return np.asarray(found[:, 0].numpy())
 
-    def project(self, X: np.ndarray) -> np.ndarray:
-        """New images `X` [s, p] in the basis of the decomposition [s, r], for `predict`."""
-        return np.asarray(self.ridge.project(X).numpy())
+    def predictions(self, new: Any, chosen: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Predictions [b, k] for blocks of the images `new` [n, p], each target by its own penalty
+        `l2[chosen]`, with the rows of each block."""
+        ridge, l2 = self.ridge, torch.from_numpy(self.l2[chosen])
+        weights = ridge.targets / (ridge.eigenvalues[:, None] + l2)
+        for rows in blocks(len(new), max(new.shape[1], weights.shape[1])):
+            yield rows, (ridge.project(new, rows) @ weights + ridge.intercept).numpy()
 
-    def predict(self, projected: np.ndarray, i: int) -> np.ndarray:
-        """Predictions [s, k] for images from `project`, by the fit with penalty `l2[i]`."""
-        return np.asarray(
-            self.ridge.fitted(torch.from_numpy(projected), torch.from_numpy(self.l2[[i]]))[
-                :, 0
-            ].numpy()
-        )
 
-    def fitted(self, i: int) -> np.ndarray:
-        """Predictions [n, k] for the training images by the fit with penalty `l2[i]`."""
-        return self.predict(self.projected.numpy(), i)
-
-    def left_out(self, i: int) -> np.ndarray:
-        """Predictions [n, k] of each training image by the fit to all others with penalty
-        `l2[i]`."""
-        return np.asarray(
-            self.ridge.left_out(self.projected, self.targets, torch.from_numpy(self.l2[[i]]))[
-                :, 0
-            ].numpy()
-        )
+def _primal(X: Any, targets: Targets) -> Ridge:
+    """The regressions from Z'Z [p, p] and Z'T [p, k], which are added up in one pass over the
+    images, about the mean of the first block."""
+    n, p = X.shape
+    shift, outer = torch.empty(0), torch.zeros(p, p, dtype=torch.float64)
+    cross, total = torch.zeros(p, 0), torch.zeros(0)
+    for rows in blocks(n, p):
+        block, T = block_of(X, rows), targets(rows)
+        if rows.start == 0:
+            shift, offset = block.mean(0), block.new_zeros(p)
+            cross, total = block.new_zeros(p, T.shape[1]), block.new_zeros(T.shape[1])
+        block -= shift
+        outer += gram(block)
+        offset += block.sum(0)
+        cross.addmm_(block.T, T)
+        total += T.sum(0)
+    offset, intercept = offset / n, total / n
+    outer.addr_(offset, offset, alpha=-n)
+    scaling = ColumnScaling.of(shift + offset, outer.diagonal() / n, True, resolution(X))
+    values, basis = eigen(outer.div_(scaling.scale).div_(scaling.scale[:, None]))
+    scaled = cross.addr_(offset, intercept, alpha=-n).div_(scaling.scale[:, None])
+    return Ridge(scaling, basis, values, basis.T @ scaled, intercept, n)
 
 
 @dataclass(frozen=True)
@@ -78,30 +98,41 @@ class ManyLabels:
     """Ridge classifications of t labellings of the same images.
 
     `predicted` [s, t] for the new images, and for each labelling [t] the penalty chosen by
-    leave-one-out accuracy (of equals the largest), that accuracy, and the accuracy on the training
-    images themselves."""
+    leave-one-out accuracy (of equals the largest), and the accuracy on the same training images
+    when they are not left out, with the smallest penalty (`memorised`)."""
 
     predicted: np.ndarray
     l2: np.ndarray
     left_out_accuracy: np.ndarray
-    fitted_accuracy: np.ndarray
+    memorised: np.ndarray
 
 
-def classify(fits: RidgeFits, labels: np.ndarray, new: np.ndarray, classes: int) -> ManyLabels:
-    """Ridge classifiers of `labels` [n, t] (0 to `classes` - 1) on the features of `fits`, each
-    labelling with its own penalty, for images `new` [s, r] from `fits.project`."""
-    targets, l2 = one_hot(torch.from_numpy(labels), classes).numpy(), fits.l2
-    fits = fits.with_targets(targets.reshape(len(labels), -1))
+def classify(X: Any, labels: np.ndarray, new: Any, classes: int, l2: np.ndarray) -> ManyLabels:
+    """Ridge classifiers of `labels` [n, t] (0 to `classes` - 1) on features `X` [n, p], each
+    labelling with its own penalty of `l2` [m], for images `new` [s, p].
+
+    At most `LEFT_OUT` training images are left out in turn."""
+    left_out = stratified(labels[:, 0], LEFT_OUT)
+    truth, t = labels[left_out], labels.shape[1]
+
+    def targets(rows: slice | np.ndarray) -> Tensor:
+        return one_hot(torch.from_numpy(labels[rows]), classes).flatten(1)
 
     def decided(scores: np.ndarray) -> np.ndarray:
-        return decided_class(scores.reshape(len(scores), *targets.shape[1:]))
+        return decided_class(scores.reshape(len(scores), t, -1))
 
-    right = np.stack([(decided(fits.left_out(i)) == labels).mean(axis=0) for i in range(len(l2))])
+    fits = RidgeFits.of(X, targets, l2, left_out)
+    right, memorised = np.zeros((len(l2), t)), np.zeros(t)
+    smallest = torch.from_numpy(fits.l2[:1])
+    for rows in blocks(len(truth), len(fits.ridge.intercept)):
+        for i in range(len(l2)):
+            right[i] += (decided(fits.left_out(i, rows)) == truth[rows]).sum(axis=0)
+        fitted = fits.ridge.fitted(fits.left[0][rows], smallest)[:, 0].numpy()
+        memorised += (decided(fitted) == truth[rows]).sum(axis=0)
+    right /= len(truth)
     chosen = last_best(right)
-    predicted = np.empty((len(new), labels.shape[1]), dtype=np.intp)
-    fitted = np.empty(labels.shape[1])
-    for i in np.unique(chosen):
-        mine = chosen == i
-        predicted[:, mine] = decided(fits.predict(new, i))[:, mine]
-        fitted[mine] = (decided(fits.fitted(i)) == labels).mean(axis=0)[mine]
-    return ManyLabels(predicted, l2[chosen], right[chosen, np.arange(labels.shape[1])], fitted)
+    predicted = np.empty((len(new), t), dtype=np.intp)
+    for rows, scores in fits.predictions(new, np.repeat(chosen, len(fits.ridge.intercept) // t)):
+        predicted[rows] = decided(scores)
+    best = right[chosen, np.arange(t)]
+    return ManyLabels(predicted, fits.l2[chosen], best, memorised / len(truth))

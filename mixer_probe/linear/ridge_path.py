@@ -121,11 +121,13 @@ class RidgePath(PenaltyPath):
     def leaving_out(self, X: Any, y: Any) -> RidgePath:
         """The same path, which can leave out the training images with features `X` [s, p] and
         classes `y` [s]."""
-        parts = [self.ridge.project(X, rows) for rows in blocks(len(y), X.shape[1])]
+        projected = self.ridge.eigenvalues.new_empty(len(y), len(self.ridge.eigenvalues))
+        for rows in blocks(len(y), X.shape[1]):
+            projected[rows] = self.ridge.project(X, rows)
         labels = torch.from_numpy(np.searchsorted(self.classes, np.asarray(y))).to(
             self.ridge.basis.device
         )
-        return replace(self, left=LeftOut(torch.cat(parts), labels))
+        return replace(self, left=LeftOut(projected, labels))
 
     def best_l2(self) -> float:
         """The penalty with the highest left-out accuracy; of equals the largest, the simplest

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.rows import take_rows
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.classifier import LinearClassifier, checked_classes
 from mixer_probe.linear.moments import RidgeMoments
@@ -106,8 +107,9 @@ def ridge_path(
     form: Form = "auto",
     left_out: int = LEFT_OUT,
 ) -> RidgePath:
-    """Ridge classifiers for features `X` [n, p] and classes `y` [n], for every penalty of `l2` at
-    once, by default `default_l2`.
+    """Ridge classifiers for features `X` [n, p], an array or `Rows` of one, and classes `y` [n],
+    for every penalty of `l2` at once, by default `default_l2`. Of p <= n features a block of images
+    is in memory at a time.
 
     At most `left_out` of the images, a stratified draw, can be left out of the fit; no interval or
     test depends on the draw.
@@ -115,31 +117,33 @@ def ridge_path(
     Raises MeasureError if a penalty is not positive (an interpolating fit has no leave-one-out
     residual) or there is one class, and ValueError for input that scikit-learn refuses."""
     penalties = None if l2 is None else checked_penalties(l2)
-    X, y = checked_classes(RidgeProbe(), X, y, _DTYPES)
+    X, y = checked_classes(RidgeProbe(), X, y, _DTYPES, by_rows=True)
     return _path(
         X, y, default_l2(len(y)) if penalties is None else penalties, standardize, form, left_out
     )
 
 
-def _is_dual(X: np.ndarray, form: Form) -> bool:
+def _is_dual(X: Any, form: Form) -> bool:
     return form == "dual" or (form == "auto" and X.shape[1] > X.shape[0])
 
 
 def _path(
-    X: np.ndarray,
+    X: Any,
     y: np.ndarray,
     l2: np.ndarray,
     standardize: bool,
     form: Form,
     left_out: int = LEFT_OUT,
 ) -> RidgePath:
-    rows = stratified(y, left_out) if left_out < len(y) else slice(None)
+    rows = stratified(y, left_out) if left_out < len(y) else None
+    left, labels = (X, y) if rows is None else (take_rows(X, rows), y[rows])
     if not _is_dual(X, form):
         moments = RidgeMoments()
         moments.update(X, y)
         path = moments.fit(l2, standardize)
-        return path.leaving_out(X[rows], y[rows]) if left_out else path
+        return path.leaving_out(left, labels) if left_out else path
     classes, indices = np.unique(y, return_inverse=True)
-    labels = torch.from_numpy(indices)
-    ridge, projected = Ridge.of(X, one_hot(labels, len(classes)), standardize, dual=True)
-    return RidgePath(ridge, l2, classes, standardize, LeftOut(projected[rows], labels[rows]))
+    every = torch.from_numpy(indices)
+    ridge, projected = Ridge.of(X, one_hot(every, len(classes)), standardize, dual=True)
+    chosen = slice(None) if rows is None else rows
+    return RidgePath(ridge, l2, classes, standardize, LeftOut(projected[chosen], every[chosen]))

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.core.memory import at_once, slices
+from mixer_probe.core.memory import ROWS, at_once, slices
 
 _FULL = ("float64", "int64", "int32")
 
 
 def blocks(n: int, width: int) -> Iterator[slice]:
-    """Slices that cover `n` rows, in blocks of about 4 million numbers for `width` numbers per
+    """Slices that cover `n` rows, in blocks of at most 4 million numbers for `width` numbers per
     row."""
     # A block and what is computed of it, in float64.
-    return slices(n, at_once(2 * 8 * width, least=64))
+    return slices(n, min(ROWS, at_once(2 * 8 * width, least=64)))
 
 
 def block_of(X: Any, rows: slice | np.ndarray, device: torch.device | None = None) -> Tensor:
-    """A float64 copy of some rows of `X` [n, p], an array or a tensor; by default on the device of
-    the tensor."""
+    """A float64 copy of some rows of `X` [n, p], an array, `Rows` of one or a tensor; by default on
+    the device of the tensor."""
     if not isinstance(X, Tensor):
         return torch.from_numpy(np.array(X[rows], dtype=np.float64)).to(device or "cpu")
     part = X.detach()[rows]

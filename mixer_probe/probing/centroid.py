@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_choice, checked
 from mixer_probe.linear.classifier import ScoreClassifier, checked_classes
+from mixer_probe.linear.scaling import ColumnScaling, blocks
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -28,7 +29,7 @@ class CentroidPath:
 
     `means` [K, p] of the classes `classes` [K], of `counts` [K] images each; features are scaled by
     `scale` [p] around `origin` [p] first, the scale of a constant column is infinite. `train` are
-    the scaled training images and their class indices."""
+    the features of the training images and their class indices."""
 
     classes: np.ndarray
     means: np.ndarray
@@ -36,7 +37,7 @@ class CentroidPath:
     origin: np.ndarray
     scale: np.ndarray
     metric: Metric
-    train: tuple[np.ndarray, np.ndarray] = field(repr=False)
+    train: tuple[Any, np.ndarray] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -51,9 +52,7 @@ class CentroidPath:
     def scores(self, X: Any) -> np.ndarray:
         """Scores [1, n, K] of new images `X` [n, p]: the cosine, or minus half the squared distance
         up to a constant."""
-        return _scores(
-            (np.asarray(X, dtype=np.float64) - self.origin) / self.scale, self.means, self.metric
-        )[None]
+        return _scores(self._scaled(X), self.means, self.metric)[None]
 
     def predict(self, X: Any) -> np.ndarray:
         """Predicted classes [1, n] of new images `X` [n, p]."""
@@ -63,12 +62,20 @@ class CentroidPath:
         """Accuracy [1] on training images of the nearest of the means without them.
 
         The only image of a class has no other to be near, and counts as wrong."""
-        return np.array([(self.leave_one_out_scores().argmax(axis=1) == self.train[1]).mean()])
+        X, labels = self.train
+        found = (self._left_out(rows).argmax(axis=1) == labels[rows] for rows in blocks(*X.shape))
+        return np.array([sum(int(right.sum()) for right in found) / len(labels)])
 
     def leave_one_out_scores(self) -> np.ndarray:
         """Scores [n, K] of each training image by means without it; -inf for a class without other
         images."""
-        Z, labels = self.train
+        return np.concatenate([self._left_out(rows) for rows in blocks(*self.train[0].shape)])
+
+    def _scaled(self, X: Any) -> np.ndarray:
+        return np.asarray((np.asarray(X, dtype=np.float64) - self.origin) / self.scale)
+
+    def _left_out(self, rows: slice) -> np.ndarray:
+        Z, labels = self._scaled(self.train[0][rows]), self.train[1][rows]
         scores, others = _scores(Z, self.means, self.metric), self.counts[labels] - 1
         means = self.means[labels]
         means = means + (means - Z) / np.maximum(others, 1)[:, None]
@@ -100,21 +107,23 @@ def centroid_path(
     class; ValueError for input that scikit-learn refuses."""
     if values is not None:
         raise MeasureError("a nearest-mean probe has nothing to choose: leave values out")
-    return _path(*checked_classes(CentroidProbe(), X, y), metric, standardize)
+    X, y = checked_classes(CentroidProbe(), X, y, by_rows=True)
+    return _path(X, y, metric, standardize)
 
 
-def _path(X: np.ndarray, y: np.ndarray, metric: Metric, standardize: bool) -> CentroidPath:
+def _path(X: Any, y: np.ndarray, metric: Metric, standardize: bool) -> CentroidPath:
     check_choice("metric", metric, get_args(Metric), MeasureError)
     classes, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
+    scaling = ColumnScaling.of_columns(X)
     # A common origin changes no distance, but keeps digits; it does change angles.
-    mean, deviation = X.mean(axis=0), X.std(axis=0)
-    constant = deviation <= 10 * np.finfo(float).eps * np.abs(mean)
-    origin = np.zeros_like(mean) if metric == "cosine" else mean
-    scale = np.where(constant & standardize, np.inf, deviation if standardize else 1.0)
-    Z = (X - origin) / scale
-    starts = np.cumsum(counts) - counts
-    means = np.add.reduceat(Z[np.argsort(labels, kind="stable")], starts) / counts[:, None]
-    return CentroidPath(classes, means, counts, origin, scale, metric, (Z, labels))
+    origin = scaling.mean.numpy() * (metric != "cosine")
+    scale = scaling.scale.numpy() if standardize else np.ones_like(origin)
+    means = np.zeros((len(classes), X.shape[1]))
+    path = CentroidPath(classes, means, counts, origin, scale, metric, (X, labels))
+    for rows in blocks(*X.shape):
+        np.add.at(means, labels[rows], path._scaled(X[rows]))
+    means /= counts[:, None]
+    return path
 
 
 class CentroidProbe(ScoreClassifier):

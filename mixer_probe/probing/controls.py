@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.bundled import CIFAR10_CLASSES
-from mixer_probe.linear.many_targets import RidgeFits, classify
+from mixer_probe.linear.many_targets import classify
 from mixer_probe.linear.ridge import default_l2
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.runs import (
@@ -144,8 +144,7 @@ def control_task(
     for i, layer in enumerate(reps_train.layers):
         pair = finite_pair(reps_train, reps_test, layer.name)
         if pair is not None:
-            fits = RidgeFits.of(pair[0], None, path)
-            found = classify(fits, train, fits.project(pair[1]), len(names))
+            found = classify(pair[0], train, pair[1], len(names), path)
             predicted[i], chosen[i] = found.predicted, found.l2
     scores = [_task_scores(layer == test, test, exhaustive) for layer in predicted]
     undefined = np.isnan(chosen[:, 0])
@@ -328,8 +327,8 @@ class RandomLabels(Result):
     predictions over permutations of the test labels: the sum over classes of the fraction predicted
     times the fraction there. `low` and `high` are Wilson's interval of the pooled accuracy over
     `n_test` times S predictions; a sound pipeline has `expected` inside at 95 % of its layers.
-    `memorised` [L, S] is the training accuracy at the smallest penalty, which a probe of enough
-    features drives to 1."""
+    `memorised` [L, S] is the accuracy at the smallest penalty on training images, of which 5,000
+    are taken where there are more; a probe of enough features drives it to 1."""
 
     title: ClassVar[str] = "Random labels"
     frame = Frame(
@@ -394,12 +393,8 @@ def random_label_probe(
         pair = finite_pair(reps_train, reps_test, layer.name)
         if pair is None:
             continue
-        fits = RidgeFits.of(pair[0], None, path)
-        new = fits.project(pair[1])
-        predicted = classify(fits, train, new, len(classes)).predicted
-        memorised[i] = classify(
-            replace(fits, l2=fits.l2[:1]), train, new, len(classes)
-        ).fitted_accuracy
+        found = classify(pair[0], train, pair[1], len(classes), path)
+        predicted, memorised[i] = found.predicted, found.memorised
         accuracy[i] = (predicted == test).mean(axis=0)
         counts = np.stack([np.bincount(column, minlength=len(classes)) for column in predicted.T])
         expected[i] = ((counts * truth).sum(axis=1) / n**2).mean()

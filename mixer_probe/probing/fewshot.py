@@ -19,7 +19,7 @@ from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.threads import parallel_map
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import class_name, quoted
-from mixer_probe.linear.classifier import last_best
+from mixer_probe.linear.classifier import last_best, predict_one
 from mixer_probe.linear.ridge import gram
 from mixer_probe.linear.ridge_path import argmax
 from mixer_probe.linear.scaling import block_of, blocks
@@ -215,6 +215,9 @@ def _probe_layer(
         nan = np.full(shape, np.nan)
         return {"accuracy": nan, "chosen": nan, **dict.fromkeys(_BOUNDS, nan[:, 0])}
     (X, new), y = pair, labels[0]
+    # Of a stored run only these images are read.
+    few = np.unique(np.concatenate(draws))
+    X, y, draws = X[few], y[few], [np.searchsorted(few, rows) for rows in draws]
     if preset == BIG_VISION:
         fits, chosen = (
             [big_vision_probe(X[rows], y[rows]) for rows in draws],
@@ -235,11 +238,11 @@ def _probe_layer(
             path = find_fitter(preset)(X[rows], y[rows], values)
             # Of one image per class none can be left out: the simplest value is taken.
             best = (
-                last_best(path.left_out_accuracy())
+                int(last_best(path.left_out_accuracy()))
                 if len(rows) > len(path.classes)
                 else len(path.values) - 1
             )
-            predicted[i], chosen[i] = path.predict(new)[best], path.values[best]
+            predicted[i], chosen[i] = predict_one(path, new, best), path.values[best]
     right = (predicted == labels[1]).reshape(*shape, -1)
     accuracy = right.mean(axis=-1)
     bounds = (*combined_interval(right), *images_interval(right), *seeds_interval(accuracy))

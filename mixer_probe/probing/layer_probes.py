@@ -13,6 +13,7 @@ import pandas as pd
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.frame import Frame
+from mixer_probe.core.memory import ROWS, at_once, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.threads import parallel_map
 from mixer_probe.core.validate import checked
@@ -35,9 +36,9 @@ from mixer_probe.probing.runs import (
     Runs,
     check_runs,
     check_untrained,
-    count_non_finite,
     layer_pair,
     majority_rate,
+    non_finite,
     run_labels,
     warn_non_finite,
 )
@@ -177,6 +178,37 @@ class LayerPath(NamedTuple):
     probabilities: np.ndarray | None = None
 
 
+class PathScore:
+    """What the classifiers of a `path` predict of test images, added up block by block; the value
+    is chosen by left-out accuracy. `probabilities` keeps those of the chosen one."""
+
+    def __init__(self, path: ProbePath, probabilities: bool = False) -> None:
+        self._path, self._left_out = path, path.left_out_accuracy()
+        self._best = int(last_best(self._left_out))
+        self._right = np.zeros(len(path.values), dtype=np.int64)
+        self._predicted: list[np.ndarray] = []
+        self._probabilities: list[np.ndarray] | None = [] if probabilities else None
+
+    def add(self, X: Any, y: np.ndarray) -> None:
+        """Predict features [n, p] of classes `y` [n]."""
+        predicted = self._path.predict(X)
+        self._right += (predicted == y).sum(axis=1)
+        self._predicted.append(predicted[self._best])
+        if self._probabilities is not None:
+            self._probabilities.append(np.exp(self._path.scores(X)[self._best]).astype(np.float32))
+
+    def result(self) -> LayerPath:
+        """The accuracies on all images so far."""
+        predicted, kept = np.concatenate(self._predicted), self._probabilities
+        return LayerPath(
+            float(self._path.values[self._best]),
+            self._left_out,
+            self._right / len(predicted),
+            predicted,
+            None if kept is None else np.concatenate(kept),
+        )
+
+
 class LayerPaths(NamedTuple):
     """Probes along one path: its values [m], and for each layer its width and its `LayerPath`, None
     if undefined."""
@@ -200,17 +232,20 @@ class LayerPaths(NamedTuple):
         options |= {"probabilities": probabilities}
         if method == "logistic":
             # Layers of one width in one batch: the solver is iterative, and an iteration for many
-            # layers costs little more.
-            finite = [
-                name
-                for name in names
-                if not any(count_non_finite(layer_matrix(run, name)) for run in runs)
-            ]
-            fitted = logistic_paths(
-                [layer_matrix(runs[0], name) for name in finite], labels[0], values
-            )
-            paths = dict(zip(finite, fitted, strict=True))
-            probed = [_probe_layer(name, path=paths.get(name), **options) for name in names]
+            # small layers costs little more.
+            size = 8 * len(labels[0]) * max(layer.channels for layer in runs[0].layers)
+            probed = []
+            for part in slices(len(names), at_once(size)):
+                finite = [
+                    name for name in names[part] if not any(non_finite(r, name) for r in runs)
+                ]
+                fitted = logistic_paths(
+                    [np.asarray(layer_matrix(runs[0], name)) for name in finite], labels[0], values
+                )
+                paths = dict(zip(finite, fitted, strict=True))
+                probed += [
+                    _probe_layer(name, path=paths.get(name), **options) for name in names[part]
+                ]
         elif method == "knn":
             probed = [_probe_layer(name, **options) for name in names]
         else:
@@ -244,6 +279,8 @@ def linear_probe(
     drawn `seeds` times (`few_shot_probe`); all images are always probed. `probabilities` keeps
     those of the test images. `untrained` is (train, test) of an untrained baseline of the network
     on the same images. Layers with NaN or infinite features give NaN and a NonFiniteWarning.
+    Ridge and centroid read a stored run in blocks of images; logistic and knn hold one layer of the
+    training images in memory at a time.
 
     Raises ImagesError if labels are missing, there is one class, a class is only in the test images
     or has fewer images than shots, or an image is in both sets; MeasureError for layers with
@@ -309,18 +346,14 @@ def _probe_layer(
 ) -> _Probed:
     """One layer, with the `path` that was fitted or one to fit; its value is chosen by left-out
     accuracy."""
-    X, new = layer_pair(*runs, name)
-    bad = count_non_finite(X, new)
+    (X, new), bad = layer_pair(*runs, name), sum(non_finite(run, name) for run in runs)
     if bad:
         return _Probed(X.shape[1], bad)
     path = path or find_fitter(method)(X, labels[0], values)
-    left_out, predicted = path.left_out_accuracy(), path.predict(new)
-    best = last_best(left_out)
-    kept = np.exp(path.scores(new)[best]).astype(np.float32) if probabilities else None
-    found = LayerPath(
-        float(path.values[best]), left_out, accuracy(predicted, labels[1]), predicted[best], kept
-    )
-    return _Probed(X.shape[1], 0, path.values, found)
+    score = PathScore(path, probabilities)
+    for rows in slices(len(new), ROWS):
+        score.add(new[rows], labels[1][rows])
+    return _Probed(X.shape[1], 0, path.values, score.result())
 
 
 class Run(Protocol):

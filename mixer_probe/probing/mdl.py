@@ -31,7 +31,7 @@ from mixer_probe.linear.scaling import ColumnScaling, block_of
 from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import Layer, spread
 from mixer_probe.probing.controls import grouping_of, random_groupings
-from mixer_probe.probing.runs import LAYER, count_non_finite, train_labels, warn_non_finite
+from mixer_probe.probing.runs import LAYER, non_finite, train_labels, warn_non_finite
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 from mixer_probe.stats import mean_interval
 
@@ -292,7 +292,7 @@ def _code_layers(
     found = []
     for layer in reps.layers:
         X = layer_matrix(reps, layer.name)
-        if warn_non_finite(layer.name, count_non_finite(X), "no code given"):
+        if warn_non_finite(layer.name, non_finite(reps, layer.name), "no code given"):
             shape = (orders, tasks.shape[1], len(ends))
             found.append((np.full(shape, np.nan), np.full((*shape[:2], len(ends) - 1), np.nan)))
             continue

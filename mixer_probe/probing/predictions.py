@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -192,7 +193,7 @@ def calibration(
     random, edges = np.random.default_rng(seed), np.linspace(0, 1, bins + 1)
     true = np.searchsorted(result.class_labels, result.labels)
     if result.probabilities is not None:
-        found, temperature = list(result.probabilities), np.ones(len(result.layers))
+        found, temperature = iter(result.probabilities), np.ones(len(result.layers))
         source = f"probabilities of the {result.method} probe"
     else:
         if reps is None or result.method != "ridge":
@@ -209,22 +210,8 @@ def calibration(
             raise MeasureError(
                 "reps= holds other images or another network than the probe was made from"
             )
-        found, temperature = [], np.full(len(result.layers), np.nan)
-        for i, (layer, l2) in enumerate(zip(result.layers, result.l2, strict=True)):
-            if np.isnan(l2):
-                found.append(np.full((result.n_test, len(result.class_labels)), np.nan))
-                continue
-            path = ridge_path(layer_matrix(reps[0], layer.name), reps[0].labels, [l2])
-            left_out = path.leave_one_out_scores(float(l2))
-            # One column for two classes, positive for the second.
-            left_out = np.hstack([-left_out, left_out]) if left_out.shape[1] == 1 else left_out
-            assert path.left is not None
-            temperature[i] = best_temperature(left_out, path.left.labels.cpu().numpy())
-            found.append(
-                special.softmax(
-                    path.scores(layer_matrix(reps[1], layer.name))[0] / temperature[i], axis=1
-                )
-            )
+        temperature = np.full(len(result.layers), np.nan)
+        found = _ridge_probabilities(result, reps, temperature)
         source = "softmax of ridge scores, temperature by leave-one-out likelihood"
     layers = [_reliability(p.astype(np.float64), true, bins, resamples, random) for p in found]
     columns: dict[str, Any] = {
@@ -243,6 +230,25 @@ def calibration(
         source=source,
         **columns,
     )
+
+
+def _ridge_probabilities(
+    result: ProbeResult, reps: Runs, temperature: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Probabilities [n, K] at one layer after the other, and their temperatures [L], which are
+    filled in."""
+    for i, (layer, l2) in enumerate(zip(result.layers, result.l2, strict=True)):
+        if np.isnan(l2):
+            yield np.full((result.n_test, len(result.class_labels)), np.nan)
+            continue
+        path = ridge_path(layer_matrix(reps[0], layer.name), reps[0].labels, [l2])
+        left_out = path.leave_one_out_scores(float(l2))
+        # One column for two classes, positive for the second.
+        left_out = np.hstack([-left_out, left_out]) if left_out.shape[1] == 1 else left_out
+        assert path.left is not None
+        temperature[i] = best_temperature(left_out, path.left.labels.cpu().numpy())
+        scores = path.scores(layer_matrix(reps[1], layer.name))[0]
+        yield special.softmax(scores / temperature[i], axis=1)
 
 
 def best_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -277,8 +283,9 @@ def _reliability(
     members = (place[:, None] == np.arange(bins)).astype(np.float64)
     counts = members.sum(axis=0)
     hits, expected = right @ members, confidence @ members
-    simulated = (random.random((resamples, len(p))) < confidence) @ members
-    null = np.abs(simulated - expected).sum(axis=1) / len(p)
+    # One resample after the other: all of them take n times as much memory.
+    simulated = ((random.random(len(p)) < confidence) @ members for _ in range(resamples))
+    null = np.array([np.abs(hit - expected).sum() / len(p) for hit in simulated])
     low, high = _bounds(hits, counts)
     return {
         "ece": np.abs(hits - expected).sum() / len(p),

@@ -10,12 +10,16 @@ import numpy as np
 from mixer_probe.capture import ImageSource
 from mixer_probe.core.errors import MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import apart, check_apart, keys_of
+from mixer_probe.core.memory import ROWS, slices
+from mixer_probe.core.rows import Rows
 from mixer_probe.images.classes import Labelled, require_labels, shared_classes
 from mixer_probe.linear.stratification import stratified
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 
 Runs = tuple[RepresentationsLike, RepresentationsLike]
 Labels = tuple[np.ndarray, np.ndarray]
+# Features [image, channel] of a layer in both.
+Pair = tuple[np.ndarray | Rows, np.ndarray | Rows]
 # The first columns of the `Frame` of a result with one row per layer, or several.
 LAYER = "model=model.name model.trained layer=layers.name layers.kind layers.depth"
 
@@ -120,9 +124,7 @@ def check_untrained(runs: Runs, untrained: Runs | None) -> None:
             )
 
 
-def layer_pair(
-    train: RepresentationsLike, test: RepresentationsLike, name: str
-) -> tuple[np.ndarray, np.ndarray]:
+def layer_pair(train: RepresentationsLike, test: RepresentationsLike, name: str) -> Pair:
     """Features [image, channel] of a layer in both runs. Raises MeasureError for positions and
     unequal numbers of channels."""
     X, new = layer_matrix(train, name), layer_matrix(test, name)
@@ -130,9 +132,20 @@ def layer_pair(
     return X, new
 
 
-def count_non_finite(*features: np.ndarray) -> int:
+def count_non_finite(*features: np.ndarray | Rows) -> int:
     """How many numbers of some arrays are NaN or infinite."""
-    return sum(X.size - int(np.isfinite(X).sum()) for X in features)
+    return sum(
+        int((~np.isfinite(X[rows])).sum()) for X in features for rows in slices(len(X), ROWS)
+    )
+
+
+def non_finite(reps: RepresentationsLike, name: str) -> int:
+    """How many features of a layer are NaN or infinite; of a store as they were counted when it was
+    written."""
+    features, counted = layer_matrix(reps, name), getattr(reps, "non_finite", None)
+    if isinstance(features, Rows) and counted is not None:
+        return int(counted.get(name, 0))
+    return count_non_finite(features)
 
 
 def warn_non_finite(name: str, count: int, what: str = "no probe of", stacklevel: int = 5) -> bool:
@@ -143,9 +156,7 @@ def warn_non_finite(name: str, count: int, what: str = "no probe of", stacklevel
     return count > 0
 
 
-def finite_pair(
-    train: RepresentationsLike, test: RepresentationsLike, name: str
-) -> tuple[np.ndarray, np.ndarray] | None:
+def finite_pair(train: RepresentationsLike, test: RepresentationsLike, name: str) -> Pair | None:
     """`layer_pair`; None, with a NonFiniteWarning, where some features are NaN or infinite."""
-    pair = layer_pair(train, test, name)
-    return None if warn_non_finite(name, count_non_finite(*pair), stacklevel=6) else pair
+    pair, bad = layer_pair(train, test, name), non_finite(train, name) + non_finite(test, name)
+    return None if warn_non_finite(name, bad, stacklevel=6) else pair

@@ -20,29 +20,24 @@ from torch import Tensor
 from mixer_probe.capture import ImageSource, first_prefix_token, mean_over_positions, stream
 from mixer_probe.core.errors import LayerError, MeasureError
 from mixer_probe.core.fingerprint import check_apart
+from mixer_probe.core.memory import ROWS
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.core.validate import checked
-from mixer_probe.linear.classifier import last_best
 from mixer_probe.linear.moments import RidgeMoments
 from mixer_probe.linear.ridge import checked_penalties, default_l2
-from mixer_probe.linear.ridge_path import RidgePath
 from mixer_probe.linear.ridge_probe import LEFT_OUT
 from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.probing.layer_probes import (
-    LayerPath,
     LayerPaths,
+    PathScore,
     ProbeResult,
     assemble,
     path_values,
 )
 from mixer_probe.probing.methods import Values
 from mixer_probe.probing.runs import source_labels, warn_non_finite
-
-# Images whose features are concatenated before they are added to moments: X'X of few images is
-# bound by memory.
-_TOGETHER = 1024
 
 
 @checked(MeasureError)
@@ -98,7 +93,9 @@ def stream_probe(
     for start, name, X in _features(model, test, selected, "test", **options):
         fits[name].test(X, y_test[start : start + len(X)])
     paths = [
-        None if warn_non_finite(name, fit.bad, stacklevel=4) else fit.result(len(test))
+        fit.score.result()
+        if not warn_non_finite(name, fit.bad, stacklevel=4) and fit.score
+        else None
         for name, fit in fits.items()
     ]
     found = LayerPaths(penalties, [fit.width for fit in fits.values()], paths)
@@ -134,10 +131,7 @@ class _LayerFit:
 
     moments: RidgeMoments = field(default_factory=RidgeMoments)
     sample: list[Tensor] = field(default_factory=list)
-    path: RidgePath | None = None
-    left_out: np.ndarray = field(default_factory=lambda: np.zeros(1))
-    right: np.ndarray | float = 0.0
-    predicted: list[np.ndarray] = field(default_factory=list)
+    score: PathScore | None = None
     bad: int = 0
     width: int = 0
 
@@ -151,30 +145,18 @@ class _LayerFit:
     def solve(self, l2: np.ndarray, y_sample: np.ndarray) -> None:
         """Fit the probes, which can leave out the sample, and free moments and features."""
         if not self.bad:
-            self.path = self.moments.fit(l2, standardize=True).leaving_out(
-                torch.cat(self.sample), y_sample
-            )
-            self.left_out = self.path.left_out_accuracy()
+            path = self.moments.fit(l2, standardize=True)
+            self.score = PathScore(path.leaving_out(torch.cat(self.sample), y_sample))
         self.moments, self.sample = RidgeMoments(), []
 
     def test(self, X: Tensor, y: np.ndarray) -> None:
         """Predict features [n, p] of classes `y` [n]."""
         self.width = X.shape[1]
-        if self.path is None:
+        if self.score is None:
             return
         self.bad += X.numel() - int(torch.isfinite(X).sum())
         if not self.bad:
-            predicted = self.path.predict(X)
-            self.right = self.right + (predicted == y).sum(axis=1)
-            self.predicted.append(predicted[last_best(self.left_out)])
-
-    def result(self, n: int) -> LayerPath:
-        """Accuracies on `n` test images."""
-        assert self.path is not None
-        chosen = float(self.path.l2[last_best(self.left_out)])
-        return LayerPath(
-            chosen, self.left_out, np.asarray(self.right) / n, np.concatenate(self.predicted)
-        )
+            self.score.add(X, y)
 
 
 def _features(
@@ -196,7 +178,8 @@ def _features(
     ):
         waiting.append(piece.found)
         count += piece.n
-        if count >= _TOGETHER or piece.start + piece.n == len(images):
+        # X'X of few images is bound by memory.
+        if count >= ROWS or piece.start + piece.n == len(images):
             for layer in layers:
                 yield start, layer.name, torch.cat([found[layer.name] for found in waiting])
             start, count, waiting = start + count, 0, []

@@ -9,18 +9,25 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError, UndefinedProbeWarning
 from mixer_probe.core.frame import Frame
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
+from mixer_probe.core.rows import take_rows
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import Labelled, shared_classes
-from mixer_probe.linear.classifier import last_best
-from mixer_probe.linear.many_targets import RidgeFits, classify
+from mixer_probe.linear.classifier import decided_class, last_best
+from mixer_probe.linear.many_targets import RidgeFits
 from mixer_probe.linear.ridge import default_l2
+from mixer_probe.linear.ridge_path import one_hot
+from mixer_probe.linear.ridge_probe import LEFT_OUT
+from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.runs import (
     LAYER,
+    Pair,
     Runs,
     check_runs,
     check_untrained,
@@ -116,30 +123,20 @@ def target_probe(
     baseline = (
         None if untrained is None else target_probe(*untrained, targets_train, targets_test, l2=l2)
     )
+    # Features are decomposed once for all tasks of the same images.
+    groups: dict[bytes, list[int]] = {}
+    for k, task in enumerate(tasks):
+        if task.varies():
+            groups.setdefault(task.key, []).append(k)
     found = []
     for layer in reps_train.layers:
         pair = finite_pair(reps_train, reps_test, layer.name)
-        if pair is None:
-            found.append([dict.fromkeys(_SCORES, np.nan)] * len(tasks))
-            continue
-        # Features are decomposed once for all tasks of the same training images.
-        decomposed: dict[bytes, tuple[RidgeFits, np.ndarray]] = {}
-        for task in tasks:
-            if task.key not in decomposed:
-                X = pair[0][task.train]
-                path = (
-                    default_l2(len(X))
-                    if l2 is None
-                    else np.unique(np.asarray(l2, dtype=np.float64))
-                )
-                fits = RidgeFits.of(X, None, path)
-                decomposed[task.key] = fits, fits.project(pair[1])
-        found.append(
-            [
-                task.scores(decomposed[task.key][0], decomposed[task.key][1][task.test])
-                for task in tasks
-            ]
-        )
+        scores = [dict.fromkeys(_SCORES, np.nan)] * len(tasks)
+        if pair is not None:
+            for group in groups.values():
+                for k, one in zip(group, _scores(pair, [tasks[k] for k in group], l2), strict=True):
+                    scores[k] = one
+        found.append(scores)
     columns: dict[str, Any] = {
         name: np.array([[scores[name] for scores in row] for row in found]) for name in _SCORES
     }
@@ -181,8 +178,8 @@ class _Task(NamedTuple):
 
     @property
     def key(self) -> bytes:
-        """Equal for tasks of the same training images."""
-        return self.train.tobytes()
+        """Equal for tasks of the same images."""
+        return self.train.tobytes() + b" " + self.test.tobytes()
 
     @classmethod
     def of(cls, train: Target, test: Target) -> _Task:
@@ -222,44 +219,88 @@ class _Task(NamedTuple):
             values = [y[:, None] for y in values]
         return cls(train, rows[0], rows[1], values[0], values[1])
 
-    def scores(self, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
-        """The scores at one layer, from the decomposed training images and the projected test
-        images `new`."""
-        y = self.y_test
-        if self.target.kind == "classification":
-            labels = classify(fits, self.y_train[:, None], new, int(self.y_train.max()) + 1)
-            right = int((labels.predicted[:, 0] == y).sum())
-            low, high = map(float, wilson_interval(right, len(new)))
-            held_out, penalty = float(labels.left_out_accuracy[0]), float(labels.l2[0])
-            return dict(zip(_SCORES, (right / len(new), low, high, held_out, np.nan, penalty)))
-        if not np.ptp(self.y_train, axis=0).any() or not np.ptp(y, axis=0).any():
+    def targets(self, rows: slice | np.ndarray) -> Tensor:
+        """The targets [b, k] of some training images: the numbers, or +1 and -1 of the classes."""
+        y = torch.from_numpy(self.y_train[rows])
+        if self.target.kind != "classification":
+            return y.to(torch.float64)
+        return one_hot(y, int(self.y_train.max()) + 1)
+
+    def varies(self) -> bool:
+        """Whether there is something to read; warns with UndefinedProbeWarning if not."""
+        found = self.target.kind == "classification" or all(
+            np.ptp(side, axis=0).any() for side in (self.y_train, self.y_test)
+        )
+        if not found:
             message = (
                 f"target '{self.target.name}' is the same for all images, so there is nothing to "
                 "read"
             )
             warnings.warn(message, UndefinedProbeWarning, stacklevel=5)
-            return dict.fromkeys(_SCORES, np.nan)
-        fits = fits.with_targets(self.y_train)
-        left_out = np.array(
-            [r_squared(self.y_train, fits.left_out(i)) for i in range(len(fits.l2))]
-        )
-        chosen = int(last_best(left_out))
-        predicted = fits.predict(new, chosen)
+        return found
+
+    def decided(self, scores: np.ndarray) -> np.ndarray:
+        """What scores [n, k] predict: classes [n, 1], or the numbers themselves."""
+        return decided_class(scores)[:, None] if self.target.kind == "classification" else scores
+
+    def score(self, y: np.ndarray, predicted: np.ndarray) -> float:
+        """Accuracy or R^2 of what was predicted for `y`."""
+        if self.target.kind == "classification":
+            return float((predicted[:, 0] == y).mean())
+        return r_squared(y, predicted)
+
+    def scores(self, predicted: np.ndarray, left_out: float, l2: float) -> dict[str, float]:
+        """The scores at one layer, from the predictions [n, k] for the test images."""
+        y = self.y_test
+        score = self.score(y, predicted)
+        if self.target.kind == "classification":
+            low, high = map(float, wilson_interval(round(score * len(y)), len(y)))
+            return dict(zip(_SCORES, (score, low, high, left_out, np.nan, l2)))
         error = np.abs(y - predicted)
         if self.target.kind == "angle":
             # The smaller way round, in degrees.
             angles = [np.degrees(np.arctan2(side[:, 1], side[:, 0])) for side in (y, predicted)]
             error = np.abs((angles[0] - angles[1] + 180) % 360 - 180)
         low, high = r_squared_interval(y, predicted)
-        numbers = (
-            r_squared(y, predicted),
-            low,
-            high,
-            float(left_out[chosen]),
-            float(error.mean()),
-            float(fits.l2[chosen]),
-        )
+        numbers = (score, low, high, left_out, float(error.mean()), l2)
         return dict(zip(_SCORES, numbers))
+
+
+def _scores(
+    pair: Pair, tasks: Sequence[_Task], l2: Sequence[float] | None
+) -> list[dict[str, float]]:
+    """The scores at one layer of tasks of the same images."""
+    rows = tasks[0].train, tasks[0].test
+    X, new = (
+        part if len(chosen) == len(part) else take_rows(part, chosen)
+        for part, chosen in zip(pair, rows, strict=True)
+    )
+    path = default_l2(len(X)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64))
+    sample = stratified(np.zeros(len(X), dtype=np.int64), LEFT_OUT)
+    fits = RidgeFits.of(
+        X, lambda some: torch.cat([task.targets(some) for task in tasks], dim=1), path, sample
+    )
+    widths = [task.targets(slice(0, 1)).shape[1] for task in tasks]
+
+    def decided(scores: np.ndarray) -> list[np.ndarray]:
+        parts = np.split(scores, np.cumsum(widths)[:-1], axis=1)
+        return [task.decided(part) for task, part in zip(tasks, parts, strict=True)]
+
+    left_out = np.array(
+        [
+            [
+                task.score(task.y_train[sample], part)
+                for task, part in zip(tasks, decided(fits.left_out(i)), strict=True)
+            ]
+            for i in range(len(path))
+        ]
+    )
+    best = last_best(left_out)
+    parts = [decided(scores) for _, scores in fits.predictions(new, np.repeat(best, widths))]
+    return [
+        task.scores(np.concatenate(predicted), float(left_out[i, k]), float(path[i]))
+        for k, (task, i, predicted) in enumerate(zip(tasks, best, zip(*parts), strict=True))
+    ]
 
 
 def r_squared(y: np.ndarray, predicted: np.ndarray) -> float:

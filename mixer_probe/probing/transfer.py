@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from mixer_probe.core.errors import ImagesError
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.result import ImagesRecord, ModelRecord
+from mixer_probe.core.rows import Rows
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import linear_probe
 from mixer_probe.probing.runs import Runs, run_labels
@@ -36,10 +37,16 @@ class MatchedRepresentations:
         self.model: ModelRecord = reps.model
         self.layers: tuple[Layer, ...] = reps.layers
         self.reduce = reps.reduce
+        self.non_finite: dict[str, int] | None = getattr(reps, "non_finite", None)
 
     def __getitem__(self, name: str, /) -> np.ndarray:
         """The features of a layer, as they are."""
         return self._reps[name]
+
+    def array(self, name: str) -> np.ndarray | Rows:
+        """As `reps[name]`, read when rows are asked for where they can be."""
+        reader = getattr(self._reps, "array", self._reps.__getitem__)
+        return cast(np.ndarray | Rows, reader(name))
 
 
 def matched(reps_train: RepresentationsLike, reps_test: RepresentationsLike) -> Runs:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.memory import ROWS
 from mixer_probe.core.validate import check_count
 from mixer_probe.similarity.inputs import LayerFeatures
 
 _ROUNDING = 1e-12
-_SLICE = 1024
 
 
 def without_top_components(X: Tensor, k: int) -> Tensor:
@@ -56,7 +56,7 @@ class WithoutTopComponents:
     def __call__(self, index: int, X: Tensor) -> Tensor:
         """`X` about the mean of all images, without the components."""
         if index not in self._found:
-            n, slices = self._layers.n, partial(self._layers.slices, index, _SLICE)
+            n, slices = self._layers.n, partial(self._layers.slices, index, ROWS)
             mean = torch.stack([part.sum(0) for part in slices()]).sum(0) / n
             if not torch.isfinite(mean).all():
                 V = mean.new_zeros(len(mean), self._k)

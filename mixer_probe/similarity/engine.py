@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.core.memory import LARGE, MOST, RESIDENT, at_once, check_fits, room, slices
+from mixer_probe.core.memory import LARGE, MOST, RESIDENT, ROWS, at_once, check_fits, room, slices
 from mixer_probe.core.progress import task
 from mixer_probe.similarity.alignment import CKA_NAMES, Method, ratio
 from mixer_probe.similarity.allpairs import (
@@ -30,7 +30,7 @@ from mixer_probe.similarity.allpairs import (
 )
 from mixer_probe.similarity.hsic import Estimator
 from mixer_probe.similarity.inference import SAMPLE, infer
-from mixer_probe.similarity.inputs import ROWS, LayerFeatures, is_constant
+from mixer_probe.similarity.inputs import LayerFeatures, is_constant
 from mixer_probe.similarity.intervals import Interval, draw_groups, group_interval, no_interval
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.minibatch import MinibatchCKA, batches_of

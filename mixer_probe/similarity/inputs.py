@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.core.memory import slices
+from mixer_probe.core.memory import ROWS, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord
+from mixer_probe.core.rows import Rows
 from mixer_probe.models.layer import Layer
 
 Features = np.ndarray | Tensor
@@ -26,8 +27,6 @@ WIDE = 2048
 # Mean squares beyond this or its inverse are scaled, so that their fourth powers stay in the range
 # of numbers.
 _SMALLEST = 1e-60
-# Images of which moments, or means over the cells of a grid, are computed at a time.
-ROWS = 1024
 
 
 class RepresentationsLike(Protocol):
@@ -329,11 +328,12 @@ def to_grid(values: Tensor, layer: Layer, grid: tuple[int, int]) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(image, grid).flatten(2).transpose(1, 2)
 
 
-def layer_matrix(reps: RepresentationsLike, name: str) -> np.ndarray:
-    """Features [image, channel] of a layer.
+def layer_matrix(reps: RepresentationsLike, name: str) -> np.ndarray | Rows:
+    """Features [image, channel] of a layer; those of a store are read when rows are asked for.
 
     Raises MeasureError if it has positions, or not one row per image."""
-    features = np.asarray(reps[name])
+    reader = getattr(reps, "array", None)
+    features = np.asarray(reps[name]) if reader is None else reader(name)
     if features.ndim != 2:
         raise MeasureError(
             f"layer '{name}' of {reps.model.name} has shape {features.shape}, but [image, channel] "
@@ -341,4 +341,5 @@ def layer_matrix(reps: RepresentationsLike, name: str) -> np.ndarray:
         )
     if len(features) != len(reps.ids):
         raise MeasureError(f"layer '{name}' has {len(features)} rows for {len(reps.ids)} images")
-    return features
+    found: np.ndarray | Rows = features
+    return found

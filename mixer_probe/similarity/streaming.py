@@ -15,13 +15,13 @@ from torch import Tensor
 
 from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.core.memory import slices
+from mixer_probe.core.memory import ROWS, slices
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.allpairs import Settings
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator
 from mixer_probe.similarity.inference import SAMPLE, infer
-from mixer_probe.similarity.inputs import ROWS, Features, as_matrix, batch_size, centred
+from mixer_probe.similarity.inputs import Features, as_matrix, batch_size, centred
 from mixer_probe.similarity.matrix import SimilarityMatrix, plain_matrix
 from mixer_probe.similarity.moments import Moments
 

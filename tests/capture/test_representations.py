@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
+from mixer_probe.capture import representations
 from mixer_probe.core.errors import LayerError
+from mixer_probe.core.rows import Rows
 from tests.tiny import tiny_models
 
 
@@ -44,3 +46,34 @@ def test_some_images_of_a_layer(stored: mp.Representations, rows: slice | np.nda
     np.testing.assert_array_equal(memory.rows("stem", rows), stored["stem"][rows])
     with pytest.raises(LayerError):
         stored.rows("blocks.99", rows)
+
+
+def test_taken_images_of_a_large_stored_run_stay_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, vit, _ = tiny_models()
+    images, order, again = mp.load_images("demo", limit=12), [7, 0, 0, 11], [3, 1, 2]
+    stored = mp.extract(vit, images, reduce="none", out=tmp_path / "run.zarr")
+    memory = stored.take(order).take(again)
+    monkeypatch.setattr(representations, "WORKING", 0)
+    lazy, rows = stored.take(order).take(again), np.array(order)[again]
+    assert (lazy.images, lazy.ids) == (memory.images, memory.ids)
+    for name in stored:
+        assert isinstance(lazy.array(name), Rows)
+        np.testing.assert_array_equal(lazy[name], stored[name][rows])
+        np.testing.assert_array_equal(lazy.rows(name, slice(1, 3)), stored[name][rows][1:3])
+        np.testing.assert_array_equal(lazy.prefix(name), stored.prefix(name)[rows])
+
+
+def test_taken_images_have_the_non_finite_numbers_that_are_theirs(
+    stored: mp.Representations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = stored.names()[0]
+    numbers = np.array(stored[name])
+    numbers[[2, 5, 5], 0, [0, 1, 2]] = np.nan
+    record, parts = stored.only(name).record, {name: Rows(numbers)}
+    run = mp.Representations(record, parts, {}, stored.ids, None, None, {name: 3})
+    for budget in (0, 10**9):
+        monkeypatch.setattr(representations, "WORKING", budget)
+        assert run.take([5, 2, 5]).non_finite == {name: 5}
+        assert run.take([0, 1]).non_finite == {}

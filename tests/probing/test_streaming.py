@@ -38,7 +38,7 @@ def colours(n: int, split: str) -> Labelled:
 
 @pytest.mark.parametrize("index", range(3))
 def test_streamed_probes_are_those_of_stored_features(index, monkeypatch):
-    monkeypatch.setattr(streaming, "_TOGETHER", 50)
+    monkeypatch.setattr(streaming, "ROWS", 50)
     model = tiny_models()[index]
     train, test = colours(150, "train"), colours(90, "test")
     streamed = stream_probe(model, train, test, batch_size=16)
@@ -51,7 +51,7 @@ def test_streamed_probes_are_those_of_stored_features(index, monkeypatch):
 
 
 def test_streams_leave_out_a_stratified_sample(monkeypatch):
-    monkeypatch.setattr(streaming, "_TOGETHER", 50)
+    monkeypatch.setattr(streaming, "ROWS", 50)
     model, train, test = tiny_models()[0], colours(150, "train"), colours(90, "test")
     streamed = stream_probe(
         model, train, test, left_out=60, batch_size=16, untrained=model.untrained()
