@@ -7,10 +7,10 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,15 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Result)
 
 
+class _Counted(Protocol):
+    @property
+    def n(self) -> int:
+        """Images."""
+
+
+A = TypeVar("A", bound=_Counted)
+
+
 class Inputs:
     """One network and all that its analyses share. Expensive parts are computed on first use, once.
 
@@ -42,7 +51,7 @@ class Inputs:
     that folder. Without it those that fit into `WORKING` bytes are in memory, and larger ones in
     the folder `shared["runs"]`, by default a temporary one that is removed with `shared`. `trained`
     is the network whose untrained baseline this is. `reads` give what else is read in the pass that
-    extracts the representations of `images`.
+    extracts the representations of `images`, also of its baseline.
 
     After `close` the network is no longer in memory; of its representations those of the test
     images remain."""
@@ -63,7 +72,7 @@ class Inputs:
         self.settings = settings or StudySettings()
         self.shared: dict[str, Any] = {} if shared is None else shared
         self.found: list[Result] = []
-        self.reads: list[Callable[[Inputs], Reading | None]] = []
+        self.reads: list[Callable[[Inputs], Sequence[Reading]]] = []
         self._model, self._images = model, images
         self._kept: dict[str, tuple[Any, MixerProbeError | None]] = {}
         self._open = ExitStack()
@@ -99,7 +108,7 @@ class Inputs:
         def untrained() -> Inputs | None:
             if not self.settings.baselines or not self.model.weights.trained:
                 return None
-            return Inputs(
+            inputs = Inputs(
                 self.model.untrained(),
                 self._images,
                 self.train,
@@ -108,6 +117,8 @@ class Inputs:
                 self.store,
                 self,
             )
+            inputs.reads = self.reads
+            return inputs
 
         return self.keep("baseline", untrained)
 
@@ -116,7 +127,7 @@ class Inputs:
         """`test`, with the head whose logits give the accuracy of the network."""
 
         def extracted() -> Representations:
-            also = [reading for read in self.reads if (reading := read(self)) is not None]
+            also = [reading for read in self.reads for reading in read(self)]
             return self._extract(self.images, "test", self.trained is None, also)
 
         return self.keep("whole", extracted)
@@ -181,6 +192,19 @@ class Inputs:
             if most is None
             else self.images.sample(min(most, len(self.images)), self.settings.seed)
         )
+
+    def rows(self, most: int | None) -> np.ndarray:
+        """The indices of the images of `sample`, ascending."""
+        return self.images.sampled(most, self.settings.seed)
+
+    def passed(self, name: str, kind: type[A], n: int) -> A | None:
+        """What was added up under this name (`keep`) in the pass that extracts the representations,
+        made now if it has not been, and is no longer kept here; None unless it is of `n` images."""
+        if self.reads:
+            with suppress(MixerProbeError):
+                _ = self.test
+        found, _ = self._kept.pop(name, (None, None))
+        return found if isinstance(found, kind) and found.n == n else None
 
     def results(self, kind: type[R]) -> list[R]:
         """The results of one type that were found of this network."""

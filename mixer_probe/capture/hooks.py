@@ -5,17 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import torch
 
 from mixer_probe.capture.positions import positions_and_prefix
 from mixer_probe.core.errors import ImagesError, LayerError
-from mixer_probe.core.hooks import Call, Passes, Stop, hooked
-from mixer_probe.core.switches import evaluating
+from mixer_probe.core.hooks import Call, Passes, Stop, hooked, repeating
+from mixer_probe.core.switches import evaluating, unfused
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 
+# Where attention maps pass inside a module of attention.
+_MAPS = ".attn_drop"
 T = TypeVar("T")
 Reducer = Callable[[Layer, torch.Tensor, torch.Tensor | None], T]
 
@@ -32,11 +35,20 @@ def capture(
     leaves nothing half-counted. The network runs in eval mode without gradients or autocast, for
     this thread alone: other threads wait to capture, and what they run meanwhile is not seen. On
     leaving the context the hooks are gone and every module has its own training flag back, whatever
-    happened. Raises ImagesError for a batch of another size than the model's."""
+    happened. Attention maps are those that pass through an `attn_drop`, or would without a fused
+    kernel. Raises ImagesError for a batch of another size than the model's."""
     session = _Session(layers, reducer)
+    fused = [
+        path
+        for layer in layers
+        if layer.module.endswith(_MAPS)
+        for path in [layer.module.removesuffix(_MAPS)]
+        if getattr(model.module.get_submodule(path), "fused_attn", False)
+    ]
     with (
         evaluating(model.module),
         hooked(model.module, (layer.module for layer in layers), session.see) as passes,
+        hooked(model.module, fused, lambda _call: None, session.see_maps),
     ):
         yield lambda batch: session.run(model, passes, batch)
 
@@ -57,6 +69,19 @@ class _Session(Generic[T]):
         self._found[layer.name] = self._reducer(layer, *positions_and_prefix(call.output, layer))
         if len(self._found) == len(self._wanted):
             raise Stop
+
+    def see_maps(self, call: Call) -> None:
+        """Attention maps that a fused kernel hides: its module is called once more without it."""
+
+        def see(inside: Call) -> None:
+            self.see(replace(inside, path=call.path + _MAPS, number=call.number))
+
+        with (
+            repeating(),
+            unfused(call.module),
+            hooked(call.module, [_MAPS.removeprefix(".")], see),
+        ):
+            call.module.forward(*call.args, **call.kwargs)
 
     def run(self, model: Model, passes: Passes, batch: torch.Tensor) -> dict[str, T]:
         if tuple(batch.shape[1:]) != model.input.size:

@@ -19,7 +19,12 @@ from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.hooks import Reducer, capture
 from mixer_probe.core.accumulator import Accumulator
 from mixer_probe.core.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
-from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint, tensor_keys
+from mixer_probe.core.fingerprint import (
+    digest,
+    images_fingerprint,
+    pictures_fingerprint,
+    tensor_keys,
+)
 from mixer_probe.core.hooks import passing
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord
@@ -181,6 +186,9 @@ class Reading:
     """What is read in a pass: the results of `reducer` at its `layers`, which `add` takes piece by
     piece.
 
+    `rows` are indices of images in ascending order, which alone are read, None for all; pieces
+    then count these from 0.
+
     One that adds up over images says so: `into` is the accumulator, `name` says what and how, and
     `again` makes the same reading with an empty accumulator. `extract` then reads each unit of a
     run by itself, keeps the state of each, and merges them in order into `into`, whatever processes
@@ -189,9 +197,25 @@ class Reading:
     layers: Sequence[Layer]
     reducer: Reducer[Any]
     add: Callable[[Piece], object]
+    rows: np.ndarray | None = None
     into: Accumulator | None = None
     name: str = ""
     again: Callable[[], Reading] | None = None
+
+    @property
+    def key(self) -> str:
+        """What is added up, and of which images."""
+        if self.rows is None:
+            return self.name
+        return f"{self.name}; of {len(self.rows)} images, {digest(self.rows.tobytes())[:16]}"
+
+    def of(self, start: int, n: int) -> tuple[int, np.ndarray]:
+        """Of the images `start` to `start + n`: how many that are read come before, and which
+        of them are read."""
+        if self.rows is None:
+            return start, np.arange(n)
+        first, last = np.searchsorted(self.rows, (start, start + n))
+        return int(first), self.rows[first:last] - start
 
 
 @checked(ImagesError)
@@ -216,16 +240,7 @@ def stream(
     `batch_size` at a time. Progress is shown under `title`. Those of `also` read in the same
     forward passes, each before the piece is yielded. Between pieces the network is as before: no
     hooks, its own training flags."""
-    wanted = [(layers, reducer), *((reading.layers, reading.reducer) for reading in also)]
-    names = [[layer.name for layer in of] for of, _ in wanted]
-    union = list({layer.name: layer for of, _ in wanted for layer in of}.values())
-
-    def all_of(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> list[Any]:
-        return [
-            reduce(layer, positions, prefix) if layer.name in own else None
-            for (_, reduce), own in zip(wanted, names, strict=True)
-        ]
-
+    readings = [Reading(layers, reducer, lambda _piece: None), *also]
     source = as_source(images)
     transform = transform_of(model)
     dtype = resolve_dtype(autocast)
@@ -244,8 +259,10 @@ def stream(
             position = index[0]
             while len(batch):
                 part = batch[:most]
+                places = [(reading, *reading.of(position, len(part))) for reading in readings]
+                now = [(reading, rows) for reading, _, rows in places if len(rows)]
                 with passing(position):
-                    found = _reduced(model, union, all_of, dtype, part)
+                    found = _reduced(model, now, dtype, part)
                 if found is None:
                     # Only now is the error gone, and with it the tensors of the pass that failed.
                     most = len(part) // 2
@@ -255,10 +272,11 @@ def stream(
                     warnings.warn(text, OutOfMemoryWarning, stacklevel=3)
                     continue
                 own, *others = (
-                    Piece(position, len(part), {name: found[name][k] for name in one})
-                    for k, one in enumerate(names)
+                    Piece(first, len(rows), {a.name: found[a.name].pop(0) for a in reading.layers})
+                    for reading, first, rows in places
+                    if len(rows)
                 )
-                for reading, piece in zip(also, others, strict=True):
+                for (reading, _), piece in zip(now[1:], others, strict=True):
                     reading.add(piece)
                 yield own
                 position += len(part)
@@ -268,13 +286,28 @@ def stream(
 
 def _reduced(
     model: Model,
-    layers: Sequence[Layer],
-    reducer: Reducer[Any],
+    readings: Sequence[tuple[Reading, np.ndarray]],
     autocast: torch.dtype | None,
     part: torch.Tensor,
-) -> dict[str, Any] | None:
-    """The results of one forward pass; None if the device has too little memory for that many
-    images."""
+) -> dict[str, list[Any]] | None:
+    """What one forward pass gives each of the readings, with the rows of `part` that it reads, in
+    their order by layer; None if the device has too little memory for that many images."""
+    names = [{layer.name for layer in reading.layers} for reading, _ in readings]
+    layers = list(
+        {layer.name: layer for reading, _ in readings for layer in reading.layers}.values()
+    )
+
+    def reducer(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> list[Any]:
+        found = []
+        for (reading, rows), own in zip(readings, names, strict=True):
+            if layer.name in own:
+                given = positions, prefix
+                if len(rows) < len(positions):
+                    index = torch.from_numpy(rows).to(positions.device)
+                    given = positions[index], None if prefix is None else prefix[index]
+                found.append(reading.reducer(layer, *given))
+        return found
+
     try:
         # Autocast inside: a capture disables whatever autocast it is created in.
         with (

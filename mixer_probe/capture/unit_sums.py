@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class UnitSums:
 
     def __init__(self, units: Units, also: Sequence[Reading]) -> None:
         self.units = units
-        self._added = {r.name: r for r in also if r.into is not None}
+        self._added = {r.key: r for r in also if r.into is not None}
         self._now: dict[str, Reading] = {}
         self._unit = -1
         # Whether a piece has been read by some of the readings only.
@@ -37,7 +38,7 @@ class UnitSums:
         if self._added:
             # Comes last, when the others have read the piece.
             layers = next(iter(self._added.values())).layers[:1]
-            self.readings.append(Reading(layers, lambda *_: None, self._count))
+            self.readings.append(Reading(layers, lambda *_: self._switch(), self._count))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,9 +95,11 @@ class UnitSums:
 
         def reduced(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> Any:
             self._switch()
-            return self._now[reading.name].reducer(layer, positions, prefix)
+            return self._now[reading.key].reducer(layer, positions, prefix)
 
-        return Reading(reading.layers, reduced, lambda piece: self._now[reading.name].add(piece))
+        return replace(
+            reading, reducer=reduced, add=lambda piece: self._now[reading.key].add(piece)
+        )
 
     def _switch(self) -> None:
         """Begin the unit of the batch that passes, if it is another than that before."""

@@ -39,7 +39,6 @@ from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import (
     ImagesError,
     MeasureError,
-    MixerProbeError,
     UndefinedChannelsWarning,
 )
 from mixer_probe.core.result import Result
@@ -71,31 +70,22 @@ def _undefined_allowed() -> Iterator[None]:
 
 def statistics(i: Inputs, layers: str | Sequence[str] | None = None) -> ChannelStatistics:
     """Statistics over a sample of the images where the settings limit it: every position counts, so
-    that few images suffice. Those of all images are read where representations are extracted."""
+    that few images suffice. They are read where representations are extracted."""
     s = i.settings
-    images = i.images.sample(
-        len(i.images) if s.statistics_images is None else min(s.statistics_images, len(i.images)),
-        s.seed,
-    )
-    if layers is None and i.reads and len(images) == len(i.images):
-        with suppress(MixerProbeError):
-            _ = i.test
-        moments = i.keep(_MOMENTS, ChannelMoments)
-        i.forget(_MOMENTS)
-        if i.extracted and moments.n == len(images):
-            return moments.compute(i.record, images.record, i.model.select(s.layers))
+    images = i.sample(s.statistics_images or len(i.images))
+    if layers is None and (moments := i.passed(_MOMENTS, ChannelMoments, len(images))):
+        return moments.compute(i.record, images.record, i.model.select(s.layers))
     return channel_statistics(
         i.model, images, layers or s.layers, batch_size=s.batch_size, autocast=s.autocast
     )
 
 
-def _read_statistics(i: Inputs) -> Reading | None:
-    """What `statistics` of all images are computed from."""
-    most = i.settings.statistics_images
-    if most is not None and most < len(i.images):
-        return None
-    moments = i.keep(_MOMENTS, ChannelMoments)
-    return moments.reading(i.model, i.model.select(i.settings.layers))
+def _read_statistics(i: Inputs) -> list[Reading]:
+    """What `statistics` are computed from."""
+    if i.trained is not None:
+        return []
+    reading = i.keep(_MOMENTS, ChannelMoments).reading(i.model, i.model.select(i.settings.layers))
+    return [replace(reading, rows=i.rows(i.settings.statistics_images))]
 
 
 def selectivity(run: Representations, s: StudySettings) -> ClassSelectivity:

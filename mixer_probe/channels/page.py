@@ -15,7 +15,7 @@ from mixer_probe.capture import ImageSource, input_pictures
 from mixer_probe.channels.partners import ChannelPartners
 from mixer_probe.channels.selectivity import ClassSelectivity
 from mixer_probe.channels.statistics import ChannelStatistics
-from mixer_probe.channels.top import By, TopImages, activation_maps, top_and_lowest, top_means
+from mixer_probe.channels.top import By, TopImages, maps_of, top_and_lowest, top_means
 from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, storable
@@ -54,16 +54,12 @@ class Exhibit:
         images: ImageSource | Tensor,
         end: TopImages,
         channel: int,
-        *,
+        maps: np.ndarray,
         pixels: int,
-        batch_size: int,
     ) -> Exhibit:
-        """The images at one end of a channel, their pictures with `pixels` on the longer side or
-        fewer."""
+        """The images at one end of a channel with their activation `maps`, their pictures with
+        `pixels` on the longer side or fewer."""
         i = end.place(channel)
-        maps = activation_maps(
-            model, images, end.index[i], end.layer.name, channel, batch_size=batch_size
-        )
         flat = maps.reshape(len(maps), -1) * (-1 if end.lowest else 1)
         own = replace(select(end, "channel", [i]), position=flat.argmax(1)[None])
         boxes = own.boxes[0] / np.array([*end.input_size, *end.input_size])
@@ -156,8 +152,7 @@ def channel_pages(
     reps: RepresentationsLike | None = None,
     batch_size: int = 64,
 ) -> list[ChannelPage]:
-    """Pages of the given channels, from one pass over the images and a short one per page over
-    those shown.
+    """Pages of the given channels, from one pass over the images and one over those shown.
 
     `channels` are one or several by layer. `by` ranks images by the peak over positions or the
     "mean", which selectivity is measured on.
@@ -179,12 +174,18 @@ def channel_pages(
     else:
         found = top_and_lowest(model, images, channels, k, by=by, batch_size=batch_size)
     pages = []
+    shown = [
+        (end.layer.name, int(channel), end.index[i])
+        for ends in found
+        for i, channel in enumerate(ends[0].channels)
+        for end in ends
+    ]
+    maps = iter(maps_of(model, images, shown, batch_size))
     for ends in found:
         record, layer = ends[0].images, ends[0].layer
         for channel in ends[0].channels.tolist():
             top, lowest = (
-                Exhibit.of(model, images, end, channel, pixels=pixels, batch_size=batch_size)
-                for end in ends
+                Exhibit.of(model, images, end, channel, next(maps), pixels) for end in ends
             )
             page = ChannelPage(
                 ends[0].model, record, layer, channel, ends[0].n, ends[0].by, top, lowest

@@ -201,10 +201,10 @@ class ChannelMoments(Accumulator):
             layers,
             at_once if model.device.type == "cpu" else reducer,
             add,
-            self,
-            f"channel moments of {', '.join(layer.name for layer in layers)}; quantiles "
+            into=self,
+            name=f"channel moments of {', '.join(layer.name for layer in layers)}; quantiles "
             f"{quantiles}, covariance {covariance}",
-            lambda: ChannelMoments().reading(
+            again=lambda: ChannelMoments().reading(
                 model, layers, quantiles=quantiles, covariance=covariance
             ),
         )

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source, every_position, part_of, stream
+from mixer_probe.capture import ImageSource, as_source, part_of, stream
 from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.frame import Frame
+from mixer_probe.core.hooks import first_image
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -410,14 +411,37 @@ def activation_maps(
     [n, 1, positions] without a grid.
 
     Raises LayerError and ImagesError as `top_images`."""
-    selected = model.layer(layer)
-    (only,) = _channels(channel, selected).tolist()
+    return maps_of(model, images, [(layer, channel, np.fromiter(index, int))], batch_size)[0]
 
-    def channel_map(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> Tensor:
-        return every_position(layer, positions[..., only : only + 1], None)[0][..., 0].to(
-            torch.float32
-        )
 
-    pieces = stream(model, part_of(images, index), [selected], channel_map, batch_size=batch_size)
-    maps = torch.cat([piece.found[selected.name] for piece in pieces]).cpu().numpy()
-    return np.asarray(maps.reshape(len(maps), *(selected.grid or (1, -1))))
+def maps_of(
+    model: Model,
+    images: ImageSource | Tensor,
+    wanted: Sequence[tuple[str, int, np.ndarray]],
+    batch_size: int = 64,
+) -> list[np.ndarray]:
+    """As `activation_maps` for each (layer, channel, index), in one pass over all these images."""
+    layers = {name: model.layer(name) for name, _, _ in wanted}
+    for name, channel, _ in wanted:
+        _channels(channel, layers[name])
+    shown = np.unique(np.concatenate([index for *_, index in wanted]))
+    found = [
+        np.empty((len(index), max(layers[n].positions, 1)), np.float32) for n, _, index in wanted
+    ]
+    rows = [np.searchsorted(shown, index) for *_, index in wanted]
+
+    def read(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> None:
+        start = first_image()
+        assert start is not None
+        for (name, channel, _), own, maps in zip(wanted, rows, found, strict=True):
+            here = np.flatnonzero((own >= start) & (own < start + len(positions)))
+            if name == layer.name and len(here):
+                of = torch.from_numpy(own[here] - start).to(positions.device)
+                maps[here] = positions[of, :, channel].float().cpu().numpy()
+
+    for _ in stream(model, part_of(images, shown), [*layers.values()], read, batch_size=batch_size):
+        pass
+    return [
+        maps.reshape(len(maps), *(layers[name].grid or (1, -1)))
+        for (name, *_), maps in zip(wanted, found, strict=True)
+    ]

@@ -50,6 +50,20 @@ def first_image() -> int | None:
     return _first_image.get()
 
 
+_repeating: ContextVar[int] = ContextVar("repeating", default=0)
+
+
+@contextmanager
+def repeating() -> Iterator[None]:
+    """Calls inside repeat a part of the pass: they are not counted, and of the hooks set outside
+    only those that are part of what the network computes take part."""
+    token = _repeating.set(_repeating.get() + 1)
+    try:
+        yield
+    finally:
+        _repeating.reset(token)
+
+
 class Stop(BaseException):
     """Raised by a hook to end the pass. Not an Exception, so that no network's own `except
     Exception` swallows it."""
@@ -85,11 +99,13 @@ def hooked(
     depends on it.
 
     A tensor is what the module returned only until the next operation in place: keep a copy."""
-    passes = Passes(network)
+    passes, level = Passes(network), _repeating.get()
 
     def see_before(path: str) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             assert before is not None
+            if identity is None and _repeating.get() != level:
+                return None
             changed = before(Call(path, passes.finished[path], module, args, kwargs))
             return None if changed is None else (changed, kwargs)
 
@@ -100,7 +116,10 @@ def hooked(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> Any:
             number = passes.finished[path]
-            passes.finished[path] = number + 1
+            if _repeating.get() == level:
+                passes.finished[path] = number + 1
+            elif identity is None:
+                return None
             return after(Call(path, number, module, args, kwargs, output))
 
         return in_this_thread(see)

@@ -181,8 +181,13 @@ class Images(Sequence[Image.Image]):
         is uniform. One seed gives nested samples: those of a smaller limit are among those of a
         larger one. Raises ImagesError for a limit below 1."""
         chosen = replace(self, limit=limit, seed=seed)
+        rows = self.sampled(limit, seed)
+        return chosen if len(rows) == len(self) else chosen.subset(rows)
+
+    def sampled(self, limit: int | None, seed: int = 0) -> np.ndarray:
+        """The indices here [image], ascending, of the images of `sample`."""
         if limit is None or limit >= len(self):
-            return chosen
+            return np.arange(len(self))
         order = np.random.default_rng(seed).permutation(len(self))
         if self.labels is not None:
             # First one image of every class, then a second one, and so on: any beginning of this
@@ -190,7 +195,7 @@ class Images(Sequence[Image.Image]):
             drawn = pd.Series(self.labels[order])
             turn = drawn.groupby(drawn).cumcount().to_numpy()
             order = order[np.argsort(turn, kind="stable")]
-        return chosen.subset(np.sort(order[:limit]))
+        return np.sort(order[:limit])
 
     def batches(
         self,

@@ -10,13 +10,15 @@ import torch
 
 from mixer_probe import zoo
 from mixer_probe.capture import Representations
-from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.fingerprint import keys_of
+from mixer_probe.core.hooks import Call, hooked
+from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.switches import evaluating
 from mixer_probe.invariance.predictions import Source, predictions
 from mixer_probe.models.card import OwnAccuracy
 from mixer_probe.models.classes import labels_as_outputs
+from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.stats import wilson_interval
 
@@ -43,12 +45,9 @@ def own_accuracy(
     except (ImagesError, MeasureError) as error:
         why = "no labels" if images.labels is None else "classes not matched"
         return OwnAccuracy(0, 0, math.nan, math.nan, math.nan, stated, stated_on, why, str(error))
-    logits = None if reps is None else _logits(model, images, reps)
-    predicted = (
-        predictions(model, images, batch_size=batch_size)[0][0]
-        if logits is None
-        else logits.argmax(axis=1)
-    )
+    predicted = None if reps is None else _classes(model, images, reps)
+    if predicted is None:
+        predicted = predictions(model, images, batch_size=batch_size)[0][0]
     right, n = int((predicted == labels).sum()), len(labels)
     low, high = wilson_interval(right, n)
     return OwnAccuracy(
@@ -62,26 +61,38 @@ def own_accuracy(
     )
 
 
-def _logits(model: Model, images: Source, reps: Representations) -> np.ndarray | None:
-    """Logits [image, class] among the representations of these images: those of a head that are the
-    network's outputs for the first of them."""
-    heads = [layer.name for layer in reps.layers if layer.kind == "head"]
-    if not heads or keys_of(reps) != images.keys:
-        return None
-    first = next(iter(images.batches(transform_of(model), 2)))
-    with evaluating(model.module), torch.no_grad():
-        outputs = model.module(first.to(model.device, model.dtype)).double().cpu().numpy()
-    found = reps[heads[-1]]
+def _classes(model: Model, images: Source, reps: Representations) -> np.ndarray | None:
+    """Predicted classes [image] by the representations of these images: by the last head, if what
+    it returns are the logits, and they are finite."""
+    heads = [layer for layer in reps.layers if layer.kind == "head"]
     if (
-        found.ndim != 2
-        or not np.isfinite(found).all()
-        or found[: len(outputs)].shape != outputs.shape
+        not heads
+        or keys_of(reps) != images.keys
+        or reps.non_finite.get(heads[-1].name)
+        or not _gives_logits(model, heads[-1])
     ):
         return None
+    name, size = heads[-1].name, at_once(4 * heads[-1].channels)
+    parts = (reps.rows(name, part).argmax(axis=1) for part in slices(len(reps.ids), size))
+    return np.concatenate(list(parts))
+
+
+def _gives_logits(model: Model, head: Layer) -> bool:
+    """Whether a layer returns what the network returns, for inputs of noise."""
+    noise = torch.randn(2, *model.input.size, generator=torch.Generator().manual_seed(0))
+    found: list[torch.Tensor] = []
+
+    def see(call: Call) -> None:
+        if call.number == head.call:
+            found.append(call.output.clone())
+
+    with evaluating(model.module), torch.no_grad(), hooked(model.module, [head.module], see) as run:
+        output = run.run(noise.to(model.device, model.dtype))
     return (
-        found
-        if np.allclose(
-            found[: len(outputs)], outputs, rtol=1e-3, atol=1e-3 * float(np.abs(outputs).max())
+        isinstance(output, torch.Tensor)
+        and output.ndim == 2
+        and found[0].shape == output.shape
+        and torch.allclose(
+            found[0].double(), output.double(), rtol=1e-3, atol=1e-3 * float(output.abs().max())
         )
-        else None
     )

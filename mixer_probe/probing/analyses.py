@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mixer_probe.capture import Inputs, Representations, extract
+from mixer_probe.capture import Inputs, Reading, Representations, extract
 from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import ImagesError, MeasureError, closest
+from mixer_probe.core.memory import RESIDENT
 from mixer_probe.core.result import Result
 from mixer_probe.images import Images
 from mixer_probe.models.layer import spread
@@ -49,7 +51,7 @@ from mixer_probe.probing import (
 )
 from mixer_probe.probing.mdl import SAMPLE_IMAGES, SAMPLE_OPTIONS, code_sample
 from mixer_probe.probing.methods import PROBABILISTIC
-from mixer_probe.probing.patch_position import decodable_layers
+from mixer_probe.probing.patch_position import ReadTokens, decodable_layers
 from mixer_probe.probing.runs import Runs, train_labels
 from mixer_probe.probing.targets import PROPERTIES
 from mixer_probe.probing.transfer import MatchedRepresentations
@@ -78,6 +80,7 @@ _IMAGES_PER_CLASS = 5
 # network.
 PLACE_IMAGES = 120
 PLACE_RIDGES = (1e-5, 1e-3, 1e-1)
+_TOKENS = "tokens of patches"
 # Layers with maps of positions: more are hard to compare, and each is stored with all its
 # positions.
 POSITION_LAYERS = 4
@@ -207,16 +210,31 @@ def runs_of(train: Representations, test: Representations, labelled: bool = True
 def _patch_positions(i: Inputs) -> list[Result]:
     """Decoding of patch positions after every layer; of a sample of the images where the settings
     say so."""
-    model, s = i.model, i.settings
-    layers = decodable_layers(model)
-    options: dict[str, Any] = {"batch_size": s.batch_size, "untrained": s.baselines}
+    s, images, layers = i.settings, i.sample(_place_images(i)), decodable_layers(i.model)
+    options: dict[str, Any] = {"layers": layers, "batch_size": s.batch_size}
     if s.sampled_probes:
         options["ridges"] = PLACE_RIDGES
-    return [
-        patch_position_probe(
-            model, i.sample(PLACE_IMAGES if s.sampled_probes else None), layers=layers, **options
-        )
-    ]
+
+    def probe(of: Inputs) -> PatchPosition:
+        read = of.passed(_TOKENS, ReadTokens, len(images))
+        return patch_position_probe(of.model, images, read=read, **options)
+
+    found = probe(i)
+    return [found if i.baseline is None else replace(found, untrained=probe(i.baseline))]
+
+
+def _place_images(i: Inputs) -> int | None:
+    return PLACE_IMAGES if i.settings.sampled_probes else None
+
+
+def _read_tokens(i: Inputs) -> list[Reading]:
+    """What `_patch_positions` is computed from, where there is room."""
+    rows = i.rows(_place_images(i))
+    with suppress(MeasureError):
+        read = ReadTokens(i.model, len(rows), decodable_layers(i.model))
+        if read.bytes <= RESIDENT // 2:
+            return i.keep(_TOKENS, lambda: read).readings(rows)
+    return []
 
 
 def _by_position(i: Inputs) -> Runs:
@@ -371,6 +389,7 @@ ROOM = Room(
             (PatchPosition,),
             _patch_positions,
             needs="images",
+            reads=_read_tokens,
         ),
     ),
     (

@@ -24,18 +24,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from scipy.spatial.distance import pdist
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, Piece, as_source, part_of, stream
+from mixer_probe.capture import ImageSource, Piece, Reading, Reducer, as_source, part_of, stream
 from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.core.frame import Frame
+from mixer_probe.core.memory import slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.classifier import last_best
@@ -46,6 +47,7 @@ from mixer_probe.probing.runs import LAYER
 from mixer_probe.similarity.inputs import to_grid
 from mixer_probe.stats import mean_interval, training_interval
 
+T = TypeVar("T")
 # Relative to the mean eigenvalue of what they are added to, so that one path fits layers of any
 # scale and width.
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -138,6 +140,7 @@ def patch_position_probe(
     ridges: Sequence[float] = RIDGES,
     batch_size: int = 64,
     untrained: bool = False,
+    read: ReadTokens | None = None,
 ) -> PatchPosition:
     """Decode positions of the tokens of `images_test`, else of every third of `images`, after a fit
     to those of `images`.
@@ -148,14 +151,15 @@ def patch_position_probe(
     layers of several resolutions; left out, each layer has its own, averaged to at most 16 x 16.
     `ridges` are relative to the mean eigenvalue of the covariance; every fifth image to fit on is
     held out to choose among them and added to the fit afterwards, so that each image passes through
-    the network once. With `untrained` the same is done for the untrained baseline.
+    the network once, or not at all with what was `read` of `images` in another pass. With
+    `untrained` the same is done for the untrained baseline.
 
     Raises LayerError for layers whose positions form no grid (hidden units, heads), ImagesError for
     fewer than 5 images or an image in both sets, and MeasureError for a grid of one cell or too
     fine for a layer, and for ridges that are not positive."""
     train, test = as_source(images), None if images_test is None else as_source(images_test)
     if test is None:
-        third = np.arange(len(train)) % 3 == 2
+        third = _every(3, len(train))
         train, test = part_of(train, ~third), part_of(train, third)
     else:
         check_apart(train, test)
@@ -165,20 +169,23 @@ def patch_position_probe(
             "give 5 or more"
         )
     selected, path = model.select(layers), np.unique(checked_penalties(ridges, "ridges"))
-    validation = np.arange(len(train)) % 5 == 4
+    validation = _every(5, len(train))
     run = _Run(model, selected, grid, batch_size)
-    moments = run.moments(part_of(train, ~validation))
+    if read is None:
+        moments = run.moments(part_of(train, ~validation))
+        sides: tuple[ImageSource | Tokens, ...] = (part_of(train, validation), test)
+    else:
+        moments, sides = read.moments, read.sides
     probes = {name: [sums.total.compute(path)] for name, sums in moments.items()}
     chosen = {
-        name: found[0].best()
-        for name, found in run.answers(part_of(train, validation), probes, also=moments).items()
+        name: found[0].best() for name, found in run.answers(sides[0], probes, also=moments).items()
     }
     final = {
         name: found.compute(*(path[[k]] for k in chosen[name])) for name, found in moments.items()
     }
     # They are by far the largest arrays, and the untrained network has its own.
     moments.clear()
-    answers = run.answers(test, final)
+    answers = run.answers(sides[1], final)
     undefined = [name for name, found in answers.items() if np.isnan(found[0].errors).any()]
     if undefined:
         message = (
@@ -217,6 +224,11 @@ def patch_position_probe(
         untrained=baseline,
         **columns,
     )
+
+
+def _every(k: int, n: int) -> np.ndarray:
+    """Which of n images are the last of k in a row."""
+    return np.asarray(np.arange(n) % k == k - 1)
 
 
 def centres(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
@@ -499,6 +511,71 @@ class _Answers:
         }
 
 
+# By layer, float32 or float64 [image, position, channel].
+Tokens = dict[str, Tensor]
+
+
+class ReadTokens:
+    """What `patch_position_probe` takes of every third of `n` images to test on, and of the others
+    to fit to, read in a pass that is made for something else: moments of most, and the tokens of
+    those on which probes are tested. Raises as `patch_position_probe`."""
+
+    def __init__(self, model: Model, n: int, layers: str | Sequence[str]) -> None:
+        self._run = _Run(model, model.select(layers), None, 1)
+        third = _every(3, n)
+        fit = np.flatnonzero(~third)
+        chosen = _every(5, len(fit))
+        self._fit, parts = fit[~chosen], (fit[chosen], np.flatnonzero(third))
+        self._tested = np.sort(np.concatenate(parts))
+        self._sides = [np.searchsorted(self._tested, part) for part in parts]
+        self._tokens: Tokens = {}
+        self.n = 0
+        self.moments = {name: GroupedMoments(at) for name, at in self._run.places.items()}
+
+    @property
+    def bytes(self) -> int:
+        """How much is held in the end."""
+        cells = [(len(self._run.places[layer.name]), layer.channels) for layer in self._run.layers]
+        itemsize = 8 if self._run.model.dtype is torch.float64 else 4
+        return sum(
+            itemsize * len(self._tested) * places * channels
+            + 8 * (1 + GROUPS) * channels * (places + channels)
+            for places, channels in cells
+        )
+
+    @property
+    def sides(self) -> tuple[Tokens, Tokens]:
+        """Tokens of the images to choose ridges with, and of those to test on."""
+        first, second = (
+            {name: part[torch.from_numpy(rows)] for name, part in self._tokens.items()}
+            for rows in self._sides
+        )
+        return first, second
+
+    def readings(self, rows: np.ndarray) -> list[Reading]:
+        """What reads the images, whose indices in the pass are `rows`."""
+        run, wide = self._run, self._run.model.dtype is torch.float64
+
+        def add(piece: Piece) -> None:
+            for name, found in piece.found.items():
+                self.moments[name].update(found, piece.n)
+            self.n += piece.n
+
+        def keep(piece: Piece) -> None:
+            for name, found in piece.found.items():
+                if name not in self._tokens:
+                    self._tokens[name] = found.new_empty(len(self._tested), *found.shape[1:])
+                self._tokens[name][piece.start : piece.start + piece.n] = found
+            self.n += piece.n
+
+        moments = run.reducer(lambda name, x: self.moments[name].of(x))
+        tokens = run.reducer(lambda _, x: x.to("cpu", torch.float64 if wide else torch.float32))
+        return [
+            Reading(run.layers, moments, add, rows[self._fit]),
+            Reading(run.layers, tokens, keep, rows[self._tested]),
+        ]
+
+
 class _Run:
     """Streams a network's tokens at some layers, averaged to their grids, into moments and into
     answers."""
@@ -507,7 +584,7 @@ class _Run:
         self, model: Model, layers: tuple[Layer, ...], grid: tuple[int, int] | None, batch_size: int
     ) -> None:
         """Raises LayerError and MeasureError for grids, as `patch_position_probe`."""
-        self._model, self._layers, self._batch_size = model, layers, batch_size
+        self.model, self.layers, self._batch_size = model, layers, batch_size
         self.grids: dict[str, tuple[int, int]] = {}
         for layer in layers:
             if layer.grid is None:
@@ -543,7 +620,7 @@ class _Run:
 
     def answers(
         self,
-        images: ImageSource,
+        images: ImageSource | Tokens,
         probes: dict[str, list[PositionProbes]],
         also: dict[str, GroupedMoments] | None = None,
     ) -> dict[str, list[_Answers]]:
@@ -566,18 +643,35 @@ class _Run:
             for name, answers in found.items()
         }
 
-    def _stream(
-        self, images: ImageSource, do: Callable[[str, Tensor], Any], what: str
-    ) -> Iterator[Piece]:
-        def reducer(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> Any:
-            grid = self.grids[layer.name]
+    def reducer(self, do: Callable[[str, Tensor], T]) -> Reducer[T]:
+        """What `do` makes of the name of a layer and its tokens, float64."""
+
+        def reduced(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> T:
             if positions.device.type == "mps":
                 # That device has no float64.
                 positions = positions.cpu()
             tokens = positions.to(torch.float64)
-            return do(layer.name, to_grid(tokens, layer, grid))
+            return do(layer.name, to_grid(tokens, layer, self.grids[layer.name]))
 
-        title = f"{self._model.name}: {what}"
-        return stream(
-            self._model, images, self._layers, reducer, batch_size=self._batch_size, title=title
+        return reduced
+
+    def _stream(
+        self, images: ImageSource | Tokens, do: Callable[[str, Tensor], Any], what: str
+    ) -> Iterator[Piece]:
+        if isinstance(images, dict):
+            device = "cpu" if self.model.device.type == "mps" else self.model.device
+            n, size = len(next(iter(images.values()))), self._batch_size
+            for part in slices(n, size):
+                found = {
+                    name: do(name, x[part].to(device, torch.float64)) for name, x in images.items()
+                }
+                yield Piece(part.start, part.stop - part.start, found)
+            return
+        yield from stream(
+            self.model,
+            images,
+            self.layers,
+            self.reducer(do),
+            batch_size=self._batch_size,
+            title=f"{self.model.name}: {what}",
         )

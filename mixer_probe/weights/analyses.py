@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mixer_probe.capture import Inputs
+from contextlib import suppress
+from dataclasses import replace
+
+from mixer_probe.capture import Inputs, Reading
 from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import ModelError
 from mixer_probe.core.result import Result
@@ -25,6 +28,7 @@ from mixer_probe.weights import (
     token_mixing,
     weight_spectra,
 )
+from mixer_probe.weights.channel_kernels import KernelSums, needs_images
 from mixer_probe.weights.views.anatomy import anatomy_section
 from mixer_probe.weights.views.equivalence import equivalence_section
 from mixer_probe.weights.views.kernels import kernels_section
@@ -36,6 +40,7 @@ from mixer_probe.weights.views.units import token_mixing_section
 
 # The mean Jacobians of the channels settle with few images, since every position counts.
 KERNEL_IMAGES = 64
+_SUMS = "sums of kernels"
 
 
 def _sample(i: Inputs) -> Images | None:
@@ -47,7 +52,18 @@ def _sample(i: Inputs) -> Images | None:
 def tying(i: Inputs) -> list[Result]:
     """How many kernels the channels of a layer share; without images only those of networks whose
     weights tell."""
-    return [kernel_tying(i.model, _sample(i))]
+    images = _sample(i)
+    sums = None if images is None else i.passed(_SUMS, KernelSums, len(images))
+    return [kernel_tying(i.model, images, sums=sums)]
+
+
+def _read_tying(i: Inputs) -> list[Reading]:
+    """What `tying` is computed from, where weights do not tell."""
+    with suppress(ModelError):
+        if needs_images(i.model):
+            reading = i.keep(_SUMS, KernelSums).reading(i.model)
+            return [replace(reading, rows=i.rows(i.shared.get("kernel_images", KERNEL_IMAGES)))]
+    return []
 
 
 ROOM = Room(
@@ -91,6 +107,7 @@ ROOM = Room(
             tying,
             needs="images",
             baseline=True,
+            reads=_read_tying,
             decided_by=lambda i: {"images": _sample(i)},
         ),
         Analysis(

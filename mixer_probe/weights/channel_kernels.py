@@ -24,7 +24,7 @@ channel's kernel and change no shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,9 +35,9 @@ from timm.layers.mlp import GluMlp
 from timm.models import beit, eva, vision_transformer
 from torch import nn
 
-from mixer_probe.capture import ImageSource, stream, to_host
+from mixer_probe.capture import ImageSource, Reading, Reducer, stream
+from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import ModelError
-from mixer_probe.core.switches import unfused
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
@@ -46,6 +46,7 @@ from mixer_probe.weights.offsets import Grid, offset_mean, offset_pairs, product
 from mixer_probe.weights.operators import double_array
 from mixer_probe.weights.token_matrices import spatial_mixers, token_matrices
 
+Summed = tuple[list[Layer], Reducer[torch.Tensor]]
 HAVE_THEM = (
     "kernel tying is for ConvNeXt, EfficientNet, MobileNet and ConvMixer (depthwise weights), and "
     "for Mixer, gMixer, ResMLP, gMLP and ViT (effective kernels)"
@@ -87,14 +88,56 @@ class ChannelKernels:
         return kernels
 
 
+@dataclass(eq=False)
+class KernelSums(Accumulator):
+    """Sums over images of what the kernels of a Mixer or ViT depend on, by block: derivatives of
+    its token MLP, or attention patterns."""
+
+    n: int = state_field(0)
+    _sums: dict[str, torch.Tensor] = state_field(dict)
+
+    def reading(self, model: Model) -> Reading:
+        """What adds the images of a pass. Raises ModelError for a network without kernels per
+        channel, or whose kernels are known from its weights."""
+        layers, reducer = (attention_patterns if model.family == "vit" else gate_slopes)(model)
+        return Reading(
+            layers,
+            reducer,
+            lambda piece: self.update(piece.found, piece.n),
+            into=self,
+            name="sums of kernels",
+            again=lambda: KernelSums().reading(model),
+        )
+
+    def update(self, found: Mapping[str, torch.Tensor], images: int) -> None:
+        """Add the sums of so many images."""
+        self.n += images
+        for name, part in found.items():
+            part = part.cpu()
+            self._sums[name] = self._sums[name] + part if name in self._sums else part
+
+    def merge(self, other: KernelSums) -> None:
+        """Add the images of `other`, which stays as it is."""
+        self.update(other._sums, other.n)
+
+    def compute(self) -> list[np.ndarray]:
+        """The means over images of every block, float64: of derivatives [hidden unit, channel], or
+        of patterns [head, position, position]."""
+        return [part.numpy() / self.n for part in self._sums.values()]
+
+
 def channel_kernels(
-    model: Model, images: ImageSource | torch.Tensor | None = None, *, batch_size: int = 32
+    model: Model,
+    images: ImageSource | torch.Tensor | None = None,
+    *,
+    sums: KernelSums | None = None,
+    batch_size: int = 32,
 ) -> list[ChannelKernels]:
     """The kernels of every layer of a model that has one per channel, in execution order.
 
     `images` are needed where kernels are measured on data (Mixer, gMixer, ViT); they are streamed,
-    and memory does not grow with their number. Raises ModelError for a network without kernels per
-    channel, or whose images are missing."""
+    and memory does not grow with their number; or `sums` over them, read in another pass. Raises
+    ModelError for a network without kernels per channel, or whose images are missing."""
     if model.family == "cnn":
         depthwise = [c for c in spatial_convolutions(model) if c.depthwise]
         if not depthwise:
@@ -110,16 +153,16 @@ def channel_kernels(
         gains = [
             value_gains(block.module.get_submodule("attn")) for block in _attention_blocks(model)
         ]
-        patterns = mean_attention(model, _required(model, images), batch_size)
+        patterns = (sums or kernel_sums(model, _required(model, images), batch_size)).compute()
         return [
             _stacked(maps, gain, path, f"{path}.attn", depth, "data", grid)
             for (path, depth), maps, gain in zip(places, patterns, gains, strict=True)
         ]
     if needs_images(model):
-        gates = mean_gates(model, _required(model, images), batch_size)
+        slopes = (sums or kernel_sums(model, _required(model, images), batch_size)).compute()
         return [
-            jacobian_kernels(block.module.get_submodule("mlp_tokens"), gate, *place, grid)
-            for block, place, gate in zip(blocks, places, gates, strict=True)
+            jacobian_kernels(block.module.get_submodule("mlp_tokens"), slope.T, *place, grid)
+            for block, place, slope in zip(blocks, places, slopes, strict=True)
         ]
     found = []
     for block, (path, depth) in zip(blocks, places, strict=True):
@@ -182,7 +225,7 @@ def taps_kernels(kernels: np.ndarray, block: str, layer: str, depth: float) -> C
 def jacobian_kernels(
     mlp: Any, gates: np.ndarray, block: str, depth: float, grid: Grid
 ) -> ChannelKernels:
-    """The kernels W2 diag(g_c) W1 of a token MLP with mean gates g [C, D_S] (see `mean_gates`)."""
+    """The kernels W2 diag(g_c) W1 of a token MLP with mean gates g [C, D_S] (see `gate_slopes`)."""
     read, write = double_array(mlp.fc1.weight), double_array(mlp.fc2.weight).T
     if len(write) < len(read):
         # Both halves of a gated MLP write through the same columns.
@@ -202,14 +245,12 @@ def jacobian_kernels(
     )
 
 
-def mean_gates(
-    model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32
-) -> list[np.ndarray]:
-    """Per block of a Mixer or gMixer g [C, D_S], float64: the mean over images of the derivative of
-    the token MLP's pointwise part.
+def gate_slopes(model: Model) -> Summed:
+    """Layers, one per block of a Mixer or gMixer, and a reducer to [D_S, C], float64: the sum over
+    images of the derivative of the token MLP's pointwise part.
 
-    K_c = W2 diag(g_c) W1, in gMixer with W2 repeated for the two halves. Raises ModelError for an
-    MLP that is not pointwise between fc1 and fc2."""
+    With g [C, D_S] the transposed mean K_c = W2 diag(g_c) W1, in gMixer with W2 repeated for the
+    two halves. Raises ModelError for an MLP that is not pointwise between fc1 and fc2."""
     blocks = model.structure.blocks
     mlps: dict[str, Any] = {
         f"{b.path}.mlp_tokens.fc1": b.module.get_submodule("mlp_tokens") for b in blocks
@@ -240,10 +281,7 @@ def mean_gates(
             (gradient,) = torch.autograd.grad(out.sum(), h)
         return gradient.transpose(1, 2).sum(0, dtype=torch.float64)
 
-    layers = [model.layer(path) for path in mlps]
-    sums, n = _sum_over_images(model, images, layers, derivative, batch_size)
-    # From [hidden unit, channel].
-    return [sums[layer.name].T / n for layer in layers]
+    return [model.layer(path) for path in mlps], derivative
 
 
 # -- ViT: attention patterns held fixed ------------------------------------------------------------
@@ -295,11 +333,9 @@ def value_gains(attention: Any) -> np.ndarray:
     return gains
 
 
-def mean_attention(
-    model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32
-) -> list[np.ndarray]:
-    """Per block of a ViT E_x[A_h] [head, S, S], float64: the mean attention pattern from patch to
-    patch.
+def attention_patterns(model: Model) -> Summed:
+    """Layers, one per block of a ViT, and a reducer to [head, S, S], float64: the sum over images
+    of the attention patterns A_h from patch to patch.
 
     The softmax is over all tokens; prefix tokens are then dropped without renormalising, so rows
     sum to less than 1."""
@@ -324,9 +360,7 @@ def mean_attention(
         maps = rows.reshape(n, s, -1, s + layer.prefix_tokens)
         return maps[..., layer.prefix_tokens :].sum(0, dtype=torch.float64).transpose(0, 1)
 
-    with unfused(model.module):
-        sums, n = _sum_over_images(model, images, layers, total, batch_size)
-    return [sums[layer.name] / n for layer in layers]
+    return layers, total
 
 
 def _stacked(
@@ -354,28 +388,15 @@ def _stacked(
     )
 
 
-def _sum_over_images(
-    model: Model,
-    images: ImageSource | torch.Tensor,
-    layers: Sequence[Layer],
-    reducer: Any,
-    batch_size: int,
-) -> tuple[dict[str, np.ndarray], int]:
-    """Sums over all images of what the reducer gives for a batch, per layer, and the number of
-    images."""
-    sums: dict[str, np.ndarray] = {}
-    n = 0
-    for piece in to_host(
-        stream(
-            model,
-            images,
-            layers,
-            reducer,
-            batch_size=batch_size,
-            title=f"{model.name}: channel kernels",
-        )
+def kernel_sums(
+    model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32
+) -> KernelSums:
+    """Sums over all images, from a pass of their own."""
+    sums = KernelSums()
+    reading = sums.reading(model)
+    title = f"{model.name}: channel kernels"
+    for piece in stream(
+        model, images, reading.layers, reading.reducer, batch_size=batch_size, title=title
     ):
-        n += piece.n
-        for name, found in piece.found.items():
-            sums[name] = sums[name] + found.numpy() if name in sums else found.numpy().copy()
-    return sums, n
+        reading.add(piece)
+    return sums

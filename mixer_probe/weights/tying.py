@@ -39,7 +39,12 @@ from mixer_probe.core.words import first_and_more
 from mixer_probe.models.model import Model
 from mixer_probe.stats import ratio
 from mixer_probe.stats.claims import LEVEL, beyond_baseline
-from mixer_probe.weights.channel_kernels import ChannelKernels, channel_kernels, needs_images
+from mixer_probe.weights.channel_kernels import (
+    ChannelKernels,
+    KernelSums,
+    channel_kernels,
+    needs_images,
+)
 from mixer_probe.weights.overlap_null import shared_shapes
 from mixer_probe.weights.spectrum import randomise_phases
 from mixer_probe.weights.units import effective_rank
@@ -252,6 +257,7 @@ def kernel_tying(
     model: Model,
     images: ImageSource | torch.Tensor | None = None,
     *,
+    sums: KernelSums | None = None,
     draws: int = 10,
     components: int = 16,
     batch_size: int = 32,
@@ -263,13 +269,14 @@ def kernel_tying(
     From weights alone for the depthwise convolutions of ConvNeXt, EfficientNet and ConvMixer;
     ResMLP and gMLP are tied by construction; for Mixer, gMixer and ViT `images` are needed, on
     which the mean Jacobian of each channel is taken (`mixer_probe.weights.channel_kernels`). Images
-    are streamed and memory does not grow with their number. `draws` are the draws of the null,
+    are streamed and memory does not grow with their number; `sums` over them, read in another pass,
+    take their place. `draws` are the draws of the null,
     `components` the shared kernels kept as pictures. Raises ModelError for a network without
     kernels per channel (ResNet) or whose images are missing, and warns with UndefinedKernelWarning
     of layers whose kernels are all zero."""
     measured = needs_images(model) and images is not None
     source = as_source(images) if measured and images is not None else None
-    found = channel_kernels(model, source, batch_size=batch_size)
+    found = channel_kernels(model, source, sums=sums, batch_size=batch_size)
     layers = tuple(
         layer_tying(k, draws=draws, components=components, seed=seed + i)
         for i, k in enumerate(found)

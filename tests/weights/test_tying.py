@@ -18,7 +18,7 @@ from mixer_probe.weights import KernelTying
 from mixer_probe.weights.channel_kernels import (
     ChannelKernels,
     channel_kernels,
-    mean_attention,
+    kernel_sums,
     taps_kernels,
 )
 from mixer_probe.weights.offsets import offset_mean, offset_pairs
@@ -276,7 +276,7 @@ def test_images_are_averaged_whatever_the_batches(name: str) -> None:
 
 def test_attention_without_prefix_sums_to_one() -> None:
     case = CASES["vit-gap"]
-    maps = mean_attention(case.model(torch.float64), case.images(2, torch.float64))
+    maps = kernel_sums(case.model(torch.float64), case.images(2, torch.float64)).compute()
     np.testing.assert_allclose(maps[0].sum(-1), 1)
     assert maps[0].shape == (2, 16, 16)
 
