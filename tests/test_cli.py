@@ -23,6 +23,7 @@ from mixer_probe import cli
 from mixer_probe.cli.options import ImageOptions, ModelOptions, PassOptions
 from mixer_probe.cli.reports import written
 from mixer_probe.core.result import load_results
+from mixer_probe.core.threads import chosen_decoders
 from mixer_probe.report import Narrative
 from mixer_probe.study import StudySettings
 from tests.helpers.golden import check_folder
@@ -689,6 +690,14 @@ def test_a_network_of_another_size_by_its_arguments(run: Run) -> None:
     assert card["model"]["parameters"] == sum(
         p.numel() for p in MlpMixer(**SMALL, num_blocks=3).parameters()
     )
+
+
+def test_decoders_are_those_of_all_passes_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixer_probe.core.threads._decoders", None)
+    PassOptions()
+    assert chosen_decoders() is None
+    PassOptions(decoders=3)
+    assert chosen_decoders() == 3
 
 
 def test_an_unknown_option_is_refused_too(run: Run) -> None:

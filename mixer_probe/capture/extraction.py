@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
@@ -59,6 +59,7 @@ def extract(
     autocast: str | None = None,
     also: Sequence[Reading] = (),
     verify: bool = False,
+    workers: int | Literal["auto"] = "auto",
 ) -> Representations:
     """Activations of the `layers` of `model` on `images`.
 
@@ -75,7 +76,8 @@ def extract(
     what is damaged is made anew.
 
     `autocast` is None, "bfloat16" or "float16". Those of `also` read in the same forward passes;
-    what they add up is kept in the store.
+    what they add up is kept in the store. `workers` are processes that decode images, see
+    `Images.batches`.
 
     Returns arrays [image, channel], or [image, position, channel] for reduce="none".
 
@@ -103,7 +105,7 @@ def extract(
         model.record, source.record, selected, reduce, repr(model.input), precision, dtype, versions
     )
     sums = UnitSums(Units.of(len(source), bytes_per_image(record)), also)
-    passes = partial(_pieces, model, source, record, autocast, sums)
+    passes = partial(_pieces, model, source, record, autocast, sums, workers)
     if out is None:
         found = _into_memory(source, record, passes, batch_size, sums)
     else:
@@ -124,6 +126,7 @@ def _pieces(
     record: RunRecord,
     autocast: str | None,
     sums: UnitSums,
+    workers: int | Literal["auto"],
     batch_size: int,
     rows: Iterable[range],
 ) -> Generator[tuple[Piece, dict[str, np.ndarray]]]:
@@ -140,6 +143,7 @@ def _pieces(
         autocast=autocast,
         title=f"{model.name}: representations",
         also=sums.readings,
+        workers=workers,
     )
     for piece in to_host(found):
         part = slice(piece.start, piece.start + piece.n)

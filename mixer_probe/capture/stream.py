@@ -230,6 +230,7 @@ def stream(
     autocast: str | torch.dtype | None = None,
     title: str | None = None,
     also: Sequence[Reading] = (),
+    workers: int | Literal["auto"] = "auto",
 ) -> Iterator[Piece]:
     """Run images through the network and yield, piece by piece, `{layer: reducer(layer, positions,
     prefix)}`.
@@ -237,9 +238,9 @@ def stream(
     The results are on the device. Where that runs out of memory the batch is halved, with a
     warning, and the stream continues. `autocast` is "bfloat16", "float16" or None. `rows` gives the
     indices of each batch, consecutive ones, as they are asked for; by default all images are taken,
-    `batch_size` at a time. Progress is shown under `title`. Those of `also` read in the same
-    forward passes, each before the piece is yielded. Between pieces the network is as before: no
-    hooks, its own training flags."""
+    `batch_size` at a time. `workers` are processes that decode, see `Images.batches`. Progress is
+    shown under `title`. Those of `also` read in the same forward passes, each before the piece is
+    yielded. Between pieces the network is as before: no hooks, its own training flags."""
     readings = [Reading(layers, reducer, lambda _piece: None), *also]
     source = as_source(images)
     transform = transform_of(model)
@@ -255,7 +256,9 @@ def stream(
         task(title or model.name, len(source)) as advance,
         kept_heap if device == "cpu" else nullcontext(),
     ):
-        for batch, index in indexed_batches(source, transform, given, pin_memory=device == "cuda"):
+        for batch, index in indexed_batches(
+            source, transform, given, workers=workers, pin_memory=device == "cuda"
+        ):
             position = index[0]
             while len(batch):
                 part = batch[:most]

@@ -334,6 +334,22 @@ class PassOptions:
         str | None, typer.Option(help="bfloat16 or float16: run the network in mixed precision.")
     ] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64
+    decoders: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=(
+                "Processes that decode images (default: with a GPU one per core, at most 8; else "
+                "none)."
+            ),
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.decoders is not None:
+            from mixer_probe.core.threads import use_decoders
+
+            use_decoders(self.decoders)
 
     @property
     def chosen(self) -> str | list[str]:

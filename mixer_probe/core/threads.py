@@ -19,6 +19,7 @@ R = TypeVar("R")
 
 # What this process has of the cores, where it shares them with others of its kind.
 _part: int | None = None
+_decoders: int | None = None
 
 
 def available_cores() -> int:
@@ -42,6 +43,18 @@ def use_part(processes: int) -> None:
     product stay as many as OMP_NUM_THREADS says, since the last bits depend on them."""
     global _part
     _part = max(1, available_cores() // processes)
+
+
+def use_decoders(n: int | None) -> None:
+    """Decode images in `n` processes from now on where none are asked for; None: as many as the
+    machine suggests."""
+    global _decoders
+    _decoders = n
+
+
+def chosen_decoders() -> int | None:
+    """What `use_decoders` was last given."""
+    return _decoders
 
 
 def parallel_map(work: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -120,6 +120,9 @@ class MosaicReader:
             self.known, positions, verify, lambda position: picture_key(self.open(position))
         )
 
+    def part(self, positions: Sequence[int]) -> None:
+        """See `Reader`."""
+
 
 # Outside the reader, so that pickling one sends its path and no pixels.
 @cache

@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Protocol
 
 import numpy as np
@@ -47,6 +47,11 @@ class Reader(Protocol):
         raises what reading raises."""
         ...
 
+    def part(self, positions: Sequence[int]) -> Reader | None:
+        """These images alone, by their place in `positions`, as little as a process needs to read
+        them; None where that is the whole reader."""
+        ...
+
 
 @dataclass(frozen=True)
 class FileReader:
@@ -70,6 +75,10 @@ class FileReader:
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
         return ranged_keys(file_keys([self.paths[i] for i in positions], verify), self.top)
+
+    def part(self, positions: Sequence[int]) -> FileReader:
+        """See `Reader`."""
+        return replace(self, paths=tuple(self.paths[i] for i in positions))
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,10 @@ class HeldReader:
             remembered(self.known, positions, verify, lambda i: content_key(self.images[i])),
             self.top,
         )
+
+    def part(self, positions: Sequence[int]) -> HeldReader:
+        """See `Reader`."""
+        return HeldReader([self.images[i] for i in positions], self.top)
 
 
 def content_key(content: bytes | Image.Image) -> str:

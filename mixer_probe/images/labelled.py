@@ -3,12 +3,17 @@ from."""
 
 from __future__ import annotations
 
+import multiprocessing
 import operator
+import pickle
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import tee
+from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +28,7 @@ from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint
 from mixer_probe.core.memory import slices
 from mixer_probe.core.result import ImagesRecord
-from mixer_probe.core.threads import available_cores
+from mixer_probe.core.threads import available_cores, chosen_decoders
 from mixer_probe.core.validate import check_count, checked
 from mixer_probe.images.classes import require_labels
 from mixer_probe.images.decode import (
@@ -209,27 +214,82 @@ class Images(Sequence[Image.Image]):
         which the last may be smaller, or the images at the indices of each batch that it gives, in
         that order. Such an iterable is consumed as images are made, two batches per worker ahead.
 
-        `workers` are processes: "auto" takes none for few images or without CUDA, where the network
-        itself keeps the cores busy, else one per core up to 8. The random state of torch is left
-        alone. Raises ImagesError with the path of an image that cannot be decoded, and as
-        `index_batches`."""
-        if workers == "auto":
-            useful = len(self) >= _FEW_IMAGES and torch.cuda.is_available()
-            n_workers = min(_MOST_WORKERS, available_cores()) if useful else 0
-        else:
-            n_workers = check_count("workers", workers, ImagesError, least=0)
-        loader = DataLoader(
-            _Batches(self, transform),
+        `workers` are processes that decode; the numbers do not depend on them. "auto" takes what
+        `use_decoders` said, else none for few images or without CUDA, where the network itself
+        keeps the cores busy, and otherwise one per core up to 8. A script needs no
+        `if __name__ == "__main__"` for them, unless the transform is defined in it. The random
+        state of torch is left alone.
+
+        Raises ImagesError with the path of an image that cannot be decoded, for workers that the
+        system ended, and as `index_batches`."""
+        indices = index_batches(batches, len(self))
+        alone = self.reader.part([]) is not None
+        items = (self._sent(index) for index in indices) if alone else indices
+        dataset = _Batches(None if alone else self, transform)
+        n_workers = self._n_workers(workers, dataset)
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
             batch_size=None,
-            sampler=index_batches(batches, len(self)),
+            sampler=items,
             num_workers=n_workers,
+            multiprocessing_context=_context() if n_workers else None,
             pin_memory=pin_memory,
             generator=torch.Generator(),
         )
-        for batch in loader:
-            if isinstance(batch, ImagesError):
-                raise batch
-            yield batch
+        with _without_main(dataset) if n_workers else nullcontext():
+            prepared = iter(loader)
+        try:
+            for batch in prepared:
+                if isinstance(batch, ImagesError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise ImagesError(
+                f"a process that decodes images of '{self.name}' ended unexpectedly: use fewer "
+                f"than {n_workers}, or none (workers=0, --decoders 0)"
+            ) from error
+        finally:
+            del prepared  # whose processes end with it
+
+    def _n_workers(self, workers: int | Literal["auto"], dataset: _Batches) -> int:
+        if workers != "auto":
+            check_count("workers", workers, ImagesError, least=0)
+        # A daemonic process, such as those of networks in parallel, may have no children.
+        if workers == 0 or multiprocessing.current_process().daemon:
+            return 0
+        chosen = chosen_decoders() if workers == "auto" else workers
+        if chosen is None and (len(self) < _FEW_IMAGES or not torch.cuda.is_available()):
+            return 0
+        try:
+            if dataset.needs_main() and workers == "auto":
+                return 0
+        except ImagesError:
+            if workers == "auto":
+                return 0
+            raise
+        return min(_MOST_WORKERS, available_cores()) if chosen is None else chosen
+
+    def _sent(self, index: Sequence[int]) -> Images:
+        """The images at `index` as they are sent to a process that decodes them."""
+        positions = self.positions[np.asarray(index)]
+        try:
+            reader = self.reader.part(positions.tolist())
+        except Exception:
+            for i in sorted(index):
+                self[i]  # Raises ImagesError for the image that cannot be read.
+            raise
+        assert reader is not None
+        return Images(
+            name=self.name,
+            split=self.split,
+            ids=tuple(self.ids[i] for i in index),
+            labels=None,
+            class_names=None,
+            reader=reader,
+            positions=np.arange(len(index)),
+        )
 
     def skip_unreadable(self) -> Images:
         """The images that decode, and the others under `skipped`. Decodes every image once, on all
@@ -361,14 +421,54 @@ def indexed_batches(
 
 @dataclass(frozen=True, eq=False)
 class _Batches(Dataset[torch.Tensor | ImagesError]):
-    """Batches of transformed images by their indices. An error is handed over as a value: raised in
-    a worker, it would reach the caller with the worker's traceback for a message."""
+    """Batches of transformed images: those sent, or those of `images` by their indices. An error is
+    handed over as a value: raised in a worker, it would reach the caller with the worker's
+    traceback for a message."""
 
-    images: Images
+    images: Images | None
     transform: Transform
 
-    def __getitem__(self, indices: Sequence[int]) -> torch.Tensor | ImagesError:
+    def __getitem__(self, batch: Images | Sequence[int]) -> torch.Tensor | ImagesError:
+        images = batch if self.images is None else (self.images[i] for i in batch)  # type: ignore[index]
         try:
-            return torch.stack([self.transform(self.images[i]) for i in indices])
+            return torch.stack([self.transform(image) for image in images])  # type: ignore[arg-type]
         except ImagesError as error:
             return error
+
+    def needs_main(self) -> bool:
+        """Whether another process that gets it has to import the script or notebook of this one.
+        Raises ImagesError if it cannot be sent."""
+        try:
+            return b"__main__" in pickle.dumps(self)
+        except Exception as error:
+            raise ImagesError(
+                f"the transform cannot be sent to processes that decode ({reason(error)}): use "
+                "workers=0"
+            ) from error
+
+
+def _context() -> BaseContext:
+    """How processes that decode are started. Never by a fork of this one, whose threads and CUDA
+    would not live on in them: by a server that has imported this module, or anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torchvision.transforms"])
+    return context
+
+
+@contextmanager
+def _without_main(dataset: _Batches) -> Iterator[None]:
+    """Inside, processes start without running the script or notebook of this one again, unless what
+    they get is defined there."""
+    main: dict[str, Any] = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {
+        name: main[name]
+        for name in ("__file__", "__spec__")
+        if name in main and not dataset.needs_main()
+    }
+    main |= dict.fromkeys(hidden)
+    try:
+        yield
+    finally:
+        main |= hidden

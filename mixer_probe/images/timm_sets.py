@@ -137,6 +137,9 @@ class TorchReader:
             self.known, positions, verify, lambda position: picture_key(self.open(position))
         )
 
+    def part(self, positions: Sequence[int]) -> None:
+        """See `Reader`."""
+
 
 @dataclass(frozen=True)
 class IndexReader:
@@ -167,6 +170,9 @@ class IndexReader:
                 return bytes_key(stream.read())
 
         return remembered(self.known, positions, verify, key)
+
+    def part(self, positions: Sequence[int]) -> None:
+        """See `Reader`."""
 
 
 def _indexed(dataset: Any, name: str, split: str, root: str | None) -> Images:

@@ -1,4 +1,8 @@
+import multiprocessing
+import os
 import pickle
+import signal
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -9,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mixer_probe.capture import TensorImages
+from mixer_probe.capture import TensorImages, extract
 from mixer_probe.core.errors import ImagesError
+from mixer_probe.core.threads import use_decoders
 from mixer_probe.images import from_arrays, load_images, model_transform
 from mixer_probe.probing.targets import AlteredImages
+from tests.networks import CASES
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -185,14 +191,51 @@ def test_worker_processes_give_the_same_batches(transform):
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
 
 
-def test_spawned_workers_too(transform):
-    before = torch.multiprocessing.get_start_method(allow_none=True)
-    torch.multiprocessing.set_start_method("spawn", force=True)
-    try:
-        batches = list(numbered_images(3).batches(transform, 2, workers=1))
-    finally:
-        torch.multiprocessing.set_start_method(before, force=True)
-    assert torch.cat(batches)[:, 0, 0, 0].mul(255).round().int().tolist() == [0, 1, 2]
+def test_workers_do_not_run_the_script_again(transform, tmp_path, monkeypatch):
+    """As it would be without `if __name__ == "__main__"`."""
+    script, main = tmp_path / "script.py", sys.modules["__main__"]
+    script.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr(main, "__file__", str(script))
+    monkeypatch.setattr(main, "__spec__", None)
+    batches = numbered_images(3).batches(transform, 2, workers=1)
+    assert torch.cat(list(batches))[:, 0, 0, 0].mul(255).round().int().tolist() == [0, 1, 2]
+    assert not (tmp_path / "ran").exists()
+    assert main.__file__ == str(script)
+
+
+class Deadly:
+    """A transform that ends the process in which it is."""
+
+    def __call__(self, image):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_one_sentence(monkeypatch):
+    get = "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__"
+    monkeypatch.setattr(get, (0.1,))  # how often torch looks
+    with pytest.raises(ImagesError, match=r"^a process that decodes .* ended unexpectedly: use fe"):
+        list(numbered_images(3).batches(Deadly(), 2, workers=1))
+
+
+def test_a_transform_that_cannot_be_sent_needs_no_workers(monkeypatch):
+    images = from_arrays(np.zeros((600, 1, 1, 3), dtype=np.uint8))
+
+    def own(image):
+        return torch.zeros(1)
+
+    with pytest.raises(ImagesError, match=r"^the transform cannot be sent .*: use workers=0$"):
+        list(images.batches(own, 300, workers=2))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert len(list(images.batches(own, 300))) == 2
+    with pytest.raises(ImagesError, match="workers is a whole number, 0 or more, not -1"):
+        list(images.batches(own, 300, workers=-1))
+
+
+def test_representations_do_not_depend_on_workers():
+    images, model = load_images("demo", limit=20), CASES["mixer"].model()
+    here, there = (extract(model, images, batch_size=6, workers=workers) for workers in (0, 2))
+    for name in here:
+        assert np.array_equal(here[name], there[name])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -229,6 +272,13 @@ def test_auto_takes_workers_only_for_many_images_with_cuda(monkeypatch, transfor
         for images in (few, many):
             list(images.batches(transform, 2))
     assert workers == [0, 0, 0, 8]
+    for chosen in (0, 3, None):
+        use_decoders(chosen)
+        list(few.batches(transform, 2))
+    assert workers[4:] == [0, 3, 0]
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    list(many.batches(transform, 2, workers=4))
+    assert workers[7:] == [0]
 
 
 def test_images_pickle():

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mixer_probe as mp
+from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.core.fingerprint import bytes_key
 from mixer_probe.images import Images
@@ -143,8 +145,12 @@ def test_representations_are_those_of_the_same_files_in_a_folder(
     for image, i in zip(again, [20, 3, 3, 21, 0], strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(folder[i]))
     assert again.keys == folder.subset([20, 3, 3, 21, 0]).keys
-    batches = stream.batches(lambda image: image, [])  # type: ignore[arg-type,return-value]
-    assert list(batches) == []
+    # The encoded images are sent to processes that decode.
+    indices = [[20, 3, 3], [0]]
+    for batch, i in zip(
+        stream.batches(transform_of(model), indices, workers=1), indices, strict=True
+    ):
+        assert torch.equal(batch, next(folder.batches(transform_of(model), [i])))
 
 
 @pytest.mark.parametrize("kind", KINDS)
