@@ -82,8 +82,11 @@ def compare(
     The null comes from `permutations` random pairings of the images, the same in all cells; 0 for
     none. The 95 % interval comes from leaving out images: for CKA each in turn, for other measures
     each of `resamples` random groups; 0 for none, and none for fewer than 20 images (CKA) or 50
-    (other measures). Beyond 2,048 images those of CKA come from a random sample of as many and are
-    moved to all images (see `inference.infer`), and the values still are those of all images.
+    (other measures). Beyond 2,048 images those of linear CKA come from a random sample of as many
+    and are moved to all images (see `inference.infer`), and the values still are those of all
+    images. Other measures, and CKA with kernel "rbf" and method "auto", are then computed on the
+    sample alone, which `seed` draws: their memory would grow with the images. `n` of the result is
+    the number used.
 
     Layers with positions (reduce="none") are compared flattened, position by position; `grid`
     averages them over the cells of a common grid first, such as 7 or (7, 7), so that networks with
@@ -124,7 +127,7 @@ def compare(
             measure="cka" if is_cka else m.name,
             estimator=settings.estimator if is_cka else "",
             kernel=settings.kernel if is_cka else "",
-            n=a.n,
+            n=found.n,
             p_a=a.features,
             p_b=b.features,
             null=found.null,
@@ -167,7 +170,7 @@ def _warn_of_nan(measure: Measure, found: Numbers, a: LayerFeatures, b: LayerFea
     if cells:
         text = (
             f"{cells} of {found.values.size} calibrated values ({measure.label}) are NaN: shuffled "
-            f"images are as similar as equal ones, as with more features than the {a.n} images; "
-            "take more images or fewer features"
+            "images are as similar as equal ones, as with more features than the "
+            f"{found.n} images; take more images or fewer features"
         )
         warnings.warn(text, UndefinedSimilarityWarning, stacklevel=4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -55,51 +55,60 @@ class Plan:
 
 @dataclass(frozen=True)
 class Numbers:
-    """`values` [La, Lb] of one measure with null and interval, and the `method` that gave them."""
+    """`values` [La, Lb] of one measure over `n` images with null and interval, and the `method`
+    that gave them."""
 
     values: np.ndarray
     null: Null | None
     interval: Interval | None
     method: str
+    n: int
 
 
 def numbers_of(measure: Measure, plan: Plan, a: LayerFeatures, b: LayerFeatures) -> Numbers:
     """All numbers of a measure; NaN without null and interval for fewer images than it needs.
 
-    Raises MeasureError for sizes that no form fits."""
-    if a.n < measure.minimum_images:
-        return Numbers(np.full((len(a), len(b)), np.nan), None, None, "none")
+    What takes memory that grows with the images, which is all but linear CKA, is of a random sample
+    of `SAMPLE` of more. Raises MeasureError for sizes that no form fits."""
+    n, settings, sampled = a.n, plan.settings, (a, b)
+    if n > SAMPLE:
+        rows = np.sort(np.random.default_rng(plan.seed).permutation(n)[:SAMPLE])
+        sampled = a.take(rows), b.take(rows)
+        if measure.name not in CKA_NAMES or (settings.kernel == "rbf" and plan.method == "auto"):
+            found = numbers_of(measure, plan, *sampled)
+            called = f"random pairings of {SAMPLE} of {n} images"
+            null = found.null if found.null is None else replace(found.null, method=called)
+            return replace(found, null=null)
+    if n < measure.minimum_images:
+        return Numbers(np.full((len(a), len(b)), np.nan), None, None, "none", n)
     if measure.name not in CKA_NAMES:
         return by_pairs(measure, plan, a, b)
     draws = plan.permutations + plan.resamples > 0
-    method = choose(plan.method, plan.settings, a, b, draws and a.n <= SAMPLE)
+    method = choose(plan.method, settings, a, b, draws and n <= SAMPLE)
     if method == "minibatch":
         matrix = by_minibatches(a, b, plan.permutations, plan.seed).compute(plan.resamples)
-        return Numbers(matrix.values, matrix.null, matrix.interval, method)
+        return Numbers(matrix.values, matrix.null, matrix.interval, method, n)
     values: np.ndarray | None = None
     traces: tuple[Traces, Traces] | None = None
     # Gram matrices are made when they are asked for.
-    left, right = Grams(a, plan.settings), Grams(b, plan.settings)
+    left, right = Grams(a, settings), Grams(b, settings)
     if method == "moments":
-        values, traces = by_moments(a, b, plan.settings.estimator)
-    elif not draws or a.n > SAMPLE:
-        values = inner_products(left.unit, right.unit, (len(a), len(b)), a.n).numpy()
+        values, traces = by_moments(a, b, settings.estimator)
+    elif not draws or n > SAMPLE:
+        values = inner_products(left.unit, right.unit, (len(a), len(b)), n).numpy()
     if values is not None and not draws:
-        return Numbers(values, None, None, method)
-    n = a.n
-    if n > SAMPLE:
-        rows = np.sort(np.random.default_rng(plan.seed).permutation(n)[:SAMPLE])
-        a, b = a.take(rows), b.take(rows)
+        return Numbers(values, None, None, method, n)
     draw = partial(
         infer,
-        settings=plan.settings,
+        settings=settings,
         permutations=plan.permutations,
         resamples=plan.resamples,
         seed=plan.seed,
     )
     return Numbers(
-        *draw(values, a, b, n, find_traces=lambda: traces or (left.traces(), right.traces())),
+        *draw(values, *sampled, n, find_traces=lambda: traces or (left.traces(), right.traces())),
         method,
+        n,
     )
 
 
@@ -217,17 +226,23 @@ def _moments_of(
 def by_minibatches(
     a: LayerFeatures, b: LayerFeatures, permutations: int, seed: int, size: int = BATCH
 ) -> MinibatchCKA:
-    """All random batches of the images, every layer read once per batch."""
+    """All random batches of the images."""
     accumulator = MinibatchCKA(permutations, seed)
     batches = batches_of(a.n, size, seed)
+    # Random images are all over a store: those of several batches are read at once.
+    together = at_once(8 * size * (sum(a.channels) + sum(b.channels)))
     with task("similarity", len(batches)) as advance:
-        for rows in batches:
+        for part in slices(len(batches), together):
+            rows = np.sort(np.concatenate(batches[part]))
             sides = [
                 {layer.name: side.take(rows).raw(i) for i, layer in enumerate(side.reps.layers)}
                 for side in (a, b)
             ]
-            accumulator.update(sides[0], sides[1])
-            advance(1)
+            for batch in batches[part]:
+                places = torch.from_numpy(np.searchsorted(rows, batch))
+                left, right = ({name: X[places] for name, X in side.items()} for side in sides)
+                accumulator.update(left, right)
+                advance(1)
     return accumulator
 
 
@@ -245,13 +260,14 @@ def by_pairs(measure: Measure, plan: Plan, a: LayerFeatures, b: LayerFeatures) -
     drawn, without = tables_of(measure, a, b, pairings, subsets)
     values, null = drawn[0], null_of(drawn[1:], measure.direction)
     if measure.no_interval and plan.resamples:
-        return Numbers(values, null, no_interval(values.shape, measure.no_interval), "pairs")
+        none = no_interval(values.shape, measure.no_interval)
+        return Numbers(values, null, none, "pairs", a.n)
     limit = np.full_like(values, np.nan) if null is None else null.quantile95
     limits = measure.lowest, measure.highest
     interval = group_interval(
         values, without, drawn[1:], limit, measure.direction, limits, measure.scale
     )
-    return Numbers(values, null, interval, "pairs")
+    return Numbers(values, null, interval, "pairs", a.n)
 
 
 @dataclass(frozen=True)

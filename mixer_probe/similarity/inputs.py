@@ -215,9 +215,11 @@ class LayerFeatures(Sequence[Tensor]):
         return features
 
     def take(self, rows: np.ndarray) -> LayerFeatures:
-        """The same layers for some of these images."""
+        """The same layers for some of these images; what is found of them is noted here too."""
         chosen = rows if self.rows is None else self.rows[rows]
-        return LayerFeatures(self.reps, self.grid, chosen, self.project)
+        taken = LayerFeatures(self.reps, self.grid, chosen, self.project)
+        taken.widths, taken.undefined = self.widths, self.undefined
+        return taken
 
     def narrow(self, index: int) -> Tensor | None:
         """Features of a layer in float32, where they are given in that and at least `WIDE`; else

@@ -71,7 +71,7 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
         if alone
         else partial(similarity_map, shown),
         f"{first.label}, {first.reduce} over positions{grid}, between all pairs of layers, on "
-        f"{where}; n = {first.n}, {_METHODS.get(first.method, f'method {first.method}')}.",
+        f"{where}; {_counted([first])}, {_METHODS.get(first.method, f'method {first.method}')}.",
         (
             "Bright cells are pairs of layers that represent the same images similarly, regardless "
             f"of axes and scale. {_null_text(shown)}Crossed cells are undefined. Values are raw; "
@@ -115,6 +115,17 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
     if len(set(labels)) > 1:
         sections.append(_measures_section([m for m in matrices if not _same(m)]))
     return sections
+
+
+def _counted(matrices: Sequence[SimilarityMatrix]) -> str:
+    """On how many images the values are, and which are on a sample of them."""
+    whole = max(m.images.n if m.images else m.n for m in matrices)
+    sampled = [m for m in matrices if m.n < whole]
+    if not sampled:
+        return f"n = {whole}"
+    of = "" if len(sampled) == len(matrices) else f" for {join([m.label for m in sampled])}"
+    text = f"n = {sampled[0].n}{of}, a random sample of the {whole} images"
+    return f"n = {whole}; {text}" if of else text
 
 
 def _null_text(matrices: Sequence[SimilarityMatrix]) -> str:
@@ -308,7 +319,7 @@ def _measures_section(matrices: Sequence[SimilarityMatrix]) -> Section:
     pictures = [
         Picture(
             partial(similarity_measures, found),
-            f"{names} under {len(found)} measures; n = {found[0].n}.",
+            f"{names} under {len(found)} measures; {_counted(found)}.",
             "Each panel has its own scale, the range that the measure declares (from 0 where it "
             "has no lower bound). Bright means similar in all of them; patterns can be compared "
             f"across measures, levels cannot. {_null_text(found)}Crossed cells are undefined.",

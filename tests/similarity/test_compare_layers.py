@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,8 @@ from mixer_probe.similarity.allpairs import Settings
 from mixer_probe.similarity.engine import choose
 from mixer_probe.similarity.inputs import LayerFeatures
 from mixer_probe.similarity.nulls import draw_pairings, upper_quantile
+from mixer_probe.similarity.views import similarity_section
+from tests.similarity.features import features
 
 METHODS = ["moments", "gram"]
 
@@ -318,17 +322,29 @@ def _chosen(make_reps, n, widths, method, kernel, estimator, sampled):
     return choose(method, Settings(estimator, kernel, 0.5), side, side, sampled)
 
 
-@pytest.mark.parametrize(
-    ("measure", "message"),
-    [("rsa", "at most 13356 images"), ("cca", "2794 GiB.* 8 GiB: take at most 178 images")],
-)
-def test_pairs_too_large_for_memory_are_refused_with_what_would_fit(make_reps, measure, message):
-    # 8 GiB for two layers: three copies of n x n or n x p numbers and the features themselves, 8
-    # bytes each.
-    n, p = (20_000, 128) if measure == "rsa" else (62_500, 750_000)
-    reps = make_reps({"x": np.broadcast_to(np.float32(0), (n, p))})
-    with pytest.raises(MeasureError, match=message):
-        compare(reps, reps, measure)
+def test_pairs_too_large_for_memory_are_refused_with_what_would_fit(make_reps):
+    # 8 GiB for two layers of a sample of 2,048 images: three copies of n x p numbers and the
+    # features themselves, 8 bytes each.
+    reps = make_reps({"x": np.broadcast_to(np.float32(0), (62_500, 750_000))})
+    with pytest.raises(MeasureError, match=r"91.55 GiB.* 8 GiB: take at most 178 images"):
+        compare(reps, reps, "cca")
+
+
+@pytest.mark.parametrize("measure", ["procrustes", "mutual_knn", "rsa", "cka_rbf"])
+def test_what_grows_with_the_images_is_that_of_a_sample_of_many(make_reps, monkeypatch, measure):
+    X, Y = features(0, n=150)
+    rows = np.sort(np.random.default_rng(3).permutation(150)[:60])
+    own = compare(*(make_reps({"x": Z[rows]}) for Z in (X, Y)), measure, seed=3)
+    monkeypatch.setattr("mixer_probe.similarity.engine.SAMPLE", 60)
+    whole = make_reps({"x": X}), make_reps({"x": Y}, "other")
+    found = compare(*whole, measure, seed=3)
+    assert (found.n, found.p_a, found.images.n) == (60, (7,), 150)
+    assert found.values == own.values
+    assert found.null == replace(own.null, method="random pairings of 60 of 150 images")
+    assert found.interval == own.interval
+    caption = similarity_section([compare(*whole), found])[-1].content[0].shows
+    assert f"n = 150; n = 60 for {found.label}, a random sample of the 150 images" in caption
+    assert compare(*whole, kernel="rbf", method="gram").n == 150
 
 
 @pytest.mark.parametrize("mean", [0, 10, 1000])
