@@ -13,8 +13,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +21,8 @@ import torch
 from PIL import Image
 
 from mixer_probe.core.errors import ImagesError, MeasureError
-from mixer_probe.core.memory import RESIDENT, at_once, slices
+from mixer_probe.core.memory import RESIDENT, at_once
+from mixer_probe.core.threads import in_threads
 
 _LENGTH = 32
 _ALTERED = "~"
@@ -85,12 +85,7 @@ def file_keys(files: Sequence[str], verify: bool = False) -> list[str]:
             _known_files.pop(file, None)
         return key
 
-    if len(files) < 2:
-        return [key_of(file) for file in files]
-    size = min(1024, -(-len(files) // (4 * THREADS)))
-    with ThreadPoolExecutor(THREADS) as pool:
-        chunks = (files[part] for part in slices(len(files), size))
-        return list(chain.from_iterable(pool.map(lambda c: [key_of(file) for file in c], chunks)))
+    return in_threads(key_of, files, THREADS)
 
 
 def known_keys(files: Iterable[str]) -> dict[str, tuple[int, str]]:

@@ -8,10 +8,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
+
+from mixer_probe.core.memory import slices
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,6 +46,18 @@ def use_part(processes: int) -> None:
     product stay as many as OMP_NUM_THREADS says, since the last bits depend on them."""
     global _part
     _part = max(1, available_cores() // processes)
+
+
+def in_threads(make: Callable[[T], R], items: Sequence[T], threads: int | None = None) -> list[R]:
+    """`make` of every item, in order, in `threads` (one per core), for work that waits or leaves
+    the interpreter lock; each thread takes many items at a time, so that millions cost little.
+    Raises what `make` raises."""
+    n = threads or available_cores()
+    if n < 2 or len(items) < 2:
+        return [make(item) for item in items]
+    parts = (items[part] for part in slices(len(items), min(1024, -(-len(items) // (4 * n)))))
+    with ThreadPoolExecutor(n) as pool:
+        return list(chain.from_iterable(pool.map(lambda part: [make(i) for i in part], parts)))
 
 
 def use_decoders(n: int | None) -> None:

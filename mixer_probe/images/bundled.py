@@ -120,6 +120,10 @@ class MosaicReader:
             self.known, positions, verify, lambda position: picture_key(self.open(position))
         )
 
+    def files(self, positions: Sequence[int]) -> Sequence[str]:
+        """See `Reader`."""
+        return ()
+
     def part(self, positions: Sequence[int]) -> None:
         """See `Reader`."""
 

@@ -47,6 +47,11 @@ class Reader(Protocol):
         raises what reading raises."""
         ...
 
+    def files(self, positions: Sequence[int]) -> Sequence[str]:
+        """What `file_keys` calls the images at `positions`; nothing where keys are of other
+        things."""
+        ...
+
     def part(self, positions: Sequence[int]) -> Reader | None:
         """These images alone, by their place in `positions`, as little as a process needs to read
         them; None where that is the whole reader."""
@@ -74,11 +79,15 @@ class FileReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
-        return ranged_keys(file_keys([self.paths[i] for i in positions], verify), self.top)
+        return ranged_keys(file_keys(self.files(positions), verify), self.top)
+
+    def files(self, positions: Sequence[int]) -> list[str]:
+        """See `Reader`."""
+        return [self.paths[position] for position in positions]
 
     def part(self, positions: Sequence[int]) -> FileReader:
         """See `Reader`."""
-        return replace(self, paths=tuple(self.paths[i] for i in positions))
+        return replace(self, paths=tuple(self.files(positions)))
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,10 @@ class HeldReader:
             remembered(self.known, positions, verify, lambda i: content_key(self.images[i])),
             self.top,
         )
+
+    def files(self, positions: Sequence[int]) -> Sequence[str]:
+        """See `Reader`."""
+        return ()
 
     def part(self, positions: Sequence[int]) -> HeldReader:
         """See `Reader`."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeVar, overload
 
 import numpy as np
@@ -476,6 +476,7 @@ class DistortedImages:
 
     images: Images
     distortion: Distortion
+    _seen: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -492,12 +493,14 @@ class DistortedImages:
     def keys(self) -> tuple[str, ...]:
         """Key of each image with the distortion, and with the number by which the image draws its
         own choices."""
-        how = repr(self.distortion)
-        numbers = image_numbers(self.ids)
-        return tuple(
-            altered_key(key, how, str(number))
-            for key, number in zip(self.images.keys, numbers, strict=True)
-        )
+        keys, how = self.images.keys, repr(self.distortion)
+        if self._seen.get("of") is not keys:
+            self._seen["keys"] = tuple(
+                altered_key(key, how, str(number))
+                for key, number in zip(keys, image_numbers(self.ids), strict=True)
+            )
+            self._seen["of"] = keys
+        return self._seen["keys"]
 
     @property
     def labels(self) -> np.ndarray | None:

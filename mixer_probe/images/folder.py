@@ -107,7 +107,8 @@ def _visible_files(top: Path) -> Iterator[tuple[str, ...]]:
                     if entry.is_symlink()
                     else os.path.join(real, entry.name)
                 )
-                if not os.path.isdir(target):
+                # What is no link is known from the listing, without a look at each file.
+                if not (os.path.isdir(target) if entry.is_symlink() else entry.is_dir()):
                     if entry.is_symlink():
                         file_links.append((path, target))
                     elif entry.is_file():

@@ -3,13 +3,14 @@ from."""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import operator
 import pickle
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import tee
@@ -25,10 +26,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.core.files import printable
-from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint
+from mixer_probe.core.fingerprint import images_fingerprint, known_keys, pictures_fingerprint
 from mixer_probe.core.memory import slices
 from mixer_probe.core.result import ImagesRecord
-from mixer_probe.core.threads import available_cores, chosen_decoders
+from mixer_probe.core.threads import available_cores, chosen_decoders, in_threads
 from mixer_probe.core.validate import check_count, checked
 from mixer_probe.images.classes import require_labels
 from mixer_probe.images.decode import (
@@ -46,6 +47,9 @@ from mixer_probe.images.transforms import Transform
 # Starting worker processes costs about as much as preparing this many images does.
 _FEW_IMAGES = 512
 _MOST_WORKERS = 8
+# Looking at the files of so many images takes as long as computing something of their keys does.
+_MANY_FILES = 100_000
+_LONGEST = 600.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,7 @@ class Images(Sequence[Image.Image]):
     limit: int | None = None
     seed: int = 0
     note: str = ""
+    _seen: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Names are what results, tables and figures say; files are opened by their paths, which the
@@ -84,6 +89,9 @@ class Images(Sequence[Image.Image]):
                 f"'{self.name}' needs one id and one label per image, got {len(self.ids)} ids and "
                 f"{n_labels} labels for {len(self.positions)} images"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_seen": {}}
 
     def __repr__(self) -> str:
         split = f", split={self.split!r}" if self.split else ""
@@ -115,13 +123,24 @@ class Images(Sequence[Image.Image]):
         """Hash of the content of each image: of the bytes of its file, or of its pixels where it is
         held in memory.
 
-        A file is read again when its size or its times have changed. Raises ImagesError with the
-        path of one that cannot be read."""
-        return self._keys()
+        A file is read again when its size or its times have changed; those of more than 100,000
+        are looked at again only after ten times as long as that took, at most ten minutes. Raises
+        ImagesError with the path of one that cannot be read."""
+        if time.monotonic() >= self._seen.get("until", -math.inf):
+            start = time.monotonic()
+            keys = self._keys()
+            # The same object, so that what was computed of equal ones can be told to be current.
+            self._seen["keys"] = self._seen["keys"] if self._seen.get("keys") == keys else keys
+            if len(self) > _MANY_FILES:
+                now = time.monotonic()
+                self._seen["until"] = now + min(_LONGEST, 10 * (now - start))
+        found: tuple[str, ...] = self._seen["keys"]
+        return found
 
     def verify(self) -> tuple[str, ...]:
         """The `keys`, with every image read again whatever its file's size and times say. Raises as
         they do."""
+        self._seen.pop("until", None)
         return self._keys(verify=True)
 
     def _keys(self, verify: bool = False) -> tuple[str, ...]:
@@ -140,19 +159,44 @@ class Images(Sequence[Image.Image]):
     def fingerprint(self) -> str:
         """Hash over `keys` in order, labels, class names and split: equal for the same pictures in
         another folder, called otherwise. Raises as `keys`."""
-        return images_fingerprint(self.keys, self.labels, self.class_names, self.split)
+        return self._fingerprints[0]
+
+    @property
+    def _fingerprints(self) -> tuple[str, str]:
+        """Of the images, and of the pictures alone; computed again when what they are over
+        changes."""
+        keys = self.keys
+        about = (
+            keys,
+            None if self.labels is None else self.labels.tobytes(),
+            self.class_names,
+            self.split,
+        )
+        if self._seen.get("about") != about:
+            self._seen["fingerprints"] = (
+                images_fingerprint(keys, self.labels, self.class_names, self.split),
+                pictures_fingerprint(keys),
+            )
+            self._seen["about"] = about
+        found: tuple[str, str] = self._seen["fingerprints"]
+        return found
+
+    def known_keys(self) -> dict[str, tuple[int, str]]:
+        """What is known in this process of the files of these images, so that another one that is
+        given it (`fingerprint.learn_keys`) need not read them."""
+        return known_keys(self.reader.files(self.positions.tolist()))
 
     @property
     def record(self) -> ImagesRecord:
         """What a result says about the images it was measured on. Raises as `keys`."""
-        keys = self.keys
+        fingerprint, pictures = self._fingerprints
         return ImagesRecord(
             name=self.name,
             split=self.split,
             n=len(self),
             classes=self.n_classes,
-            fingerprint=images_fingerprint(keys, self.labels, self.class_names, self.split),
-            pictures=pictures_fingerprint(keys),
+            fingerprint=fingerprint,
+            pictures=pictures,
             limit=self.limit,
             seed=self.seed,
             skipped=len(self.skipped),
@@ -272,7 +316,7 @@ class Images(Sequence[Image.Image]):
         return min(_MOST_WORKERS, available_cores()) if chosen is None else chosen
 
     def _sent(self, index: Sequence[int]) -> Images:
-        """The images at `index` as they are sent to a process that decodes them."""
+        """The images at `index`, as little as is sent to a process that decodes them."""
         positions = self.positions[np.asarray(index)]
         try:
             reader = self.reader.part(positions.tolist())
@@ -304,8 +348,7 @@ class Images(Sequence[Image.Image]):
                 return reason(error)
             return ""
 
-        with ThreadPoolExecutor(available_cores()) as pool:
-            reasons = list(pool.map(why_not, range(len(self))))
+        reasons = in_threads(why_not, range(len(self)))
         bad = tuple((self._where(i), why) for i, why in enumerate(reasons) if why)
         if len(bad) == len(self):
             path, why = bad[0]
@@ -333,8 +376,7 @@ class Images(Sequence[Image.Image]):
             except Exception as error:
                 raise ImagesError(self._unreadable(i, error)) from error
 
-        with ThreadPoolExecutor(available_cores()) as pool:
-            modes = list(pool.map(mode_of, range(len(self))))
+        modes = in_threads(mode_of, range(len(self)))
         deep = [i for i, mode in enumerate(modes) if is_deep(mode)]
         if not deep:
             return found

@@ -95,8 +95,11 @@ class ShardReader:
         """See `Reader`: of the bytes of each image. Raises OSError for a shard that has changed."""
         for shard in np.unique(self.places[positions, 0]):
             self._check(shard)
-        parts = [part_of_file(*self._part(position)) for position in positions]
-        return ranged_keys(file_keys(parts, verify), self.top)
+        return ranged_keys(file_keys(self.files(positions), verify), self.top)
+
+    def files(self, positions: Sequence[int]) -> list[str]:
+        """See `Reader`."""
+        return [part_of_file(*self._part(position)) for position in positions]
 
     def part(self, positions: Sequence[int]) -> ShardReader:
         """See `Reader`."""
@@ -148,6 +151,10 @@ class StreamReader:
         for position in sorted(positions) if verify else ():
             self._content(position)
         return ranged_keys([self.known[position] for position in positions], self.top)
+
+    def files(self, positions: Sequence[int]) -> Sequence[str]:
+        """See `Reader`."""
+        return ()
 
     def part(self, positions: Sequence[int]) -> HeldReader:
         """See `Reader`: read in the order of the stream."""

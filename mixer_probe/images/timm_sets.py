@@ -132,10 +132,15 @@ class TorchReader:
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
         if hasattr(self.dataset, "samples"):
-            return file_keys([self.where(position) for position in positions], verify)
+            return file_keys(self.files(positions), verify)
         return remembered(
             self.known, positions, verify, lambda position: picture_key(self.open(position))
         )
+
+    def files(self, positions: Sequence[int]) -> Sequence[str]:
+        """See `Reader`."""
+        named = hasattr(self.dataset, "samples")
+        return [self.where(position) for position in positions] if named else ()
 
     def part(self, positions: Sequence[int]) -> None:
         """See `Reader`."""
@@ -170,6 +175,10 @@ class IndexReader:
                 return bytes_key(stream.read())
 
         return remembered(self.known, positions, verify, key)
+
+    def files(self, positions: Sequence[int]) -> Sequence[str]:
+        """See `Reader`."""
+        return ()
 
     def part(self, positions: Sequence[int]) -> None:
         """See `Reader`."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_probe.core.errors import MixerProbeError, MixerProbeWarning
+from mixer_probe.core.fingerprint import learn_keys
 from mixer_probe.core.progress import task
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.threads import available_cores, use_cores
@@ -42,6 +43,7 @@ def fill_steps(
     them. What cannot be computed here is left to that study, which raises its error. Warnings are
     given again in this process."""
     context, waiting = get_context("spawn"), list(loaders)
+    known = images.known_keys() | (train.known_keys() if train is not None else {})
     running: dict[Connection, SpawnProcess] = {}
     try:
         with task("networks in parallel", len(loaders)) as advance:
@@ -58,6 +60,7 @@ def fill_steps(
                         steps,
                         names,
                         dict(shared or {}),
+                        known,
                         max(1, available_cores() // workers),
                     )
                     process = context.Process(target=_fill, args=given, daemon=True)
@@ -87,6 +90,7 @@ def _fill(
     steps: ResultCache,
     names: Mapping[str, Sequence[str]] | None,
     shared: dict[str, Any],
+    known: dict[str, tuple[int, str]],
     cores: int,
 ) -> None:
     parent = parent_process()
@@ -98,6 +102,7 @@ def _fill(
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
     use_cores(cores)
+    learn_keys(known)
     found: list[tuple[str, Any]] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

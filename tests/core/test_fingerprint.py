@@ -4,6 +4,7 @@ lies."""
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +19,16 @@ from torch import nn
 
 import mixer_probe as mp
 from mixer_probe.capture import TensorImages, extract
+from mixer_probe.core import fingerprint
 from mixer_probe.core.errors import ImagesError, MeasureError, StoreError
-from mixer_probe.core.fingerprint import apart, check_apart, check_same_images, folder_state
-from mixer_probe.images import Images, from_arrays
+from mixer_probe.core.fingerprint import (
+    apart,
+    check_apart,
+    check_same_images,
+    folder_state,
+    learn_keys,
+)
+from mixer_probe.images import Images, from_arrays, labelled
 from mixer_probe.images.distortions import LowPass, PatchShuffle, distort
 from mixer_probe.models import Model
 from mixer_probe.models.fingerprint import network_fingerprint
@@ -98,6 +106,68 @@ def test_a_file_is_read_again_when_it_changes_and_on_demand(tmp_path: Path) -> N
     file.unlink()
     with pytest.raises(ImagesError, match=r"cannot read .*a\.png: the file is gone"):
         images.keys  # noqa: B018
+
+
+def test_files_of_many_images_are_looked_at_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model
+) -> None:
+    """For ten times as long as looking took; an extraction looks at each batch."""
+    clock = [0.0]
+    monkeypatch.setattr(labelled, "_MANY_FILES", 3)
+    images = mp.load_images(folder(tmp_path))
+    monkeypatch.setattr(
+        labelled.time, "monotonic", lambda: clock.append(clock[-1] + 1) or clock[-1]
+    )
+    first, record = images.keys, images.record
+    file = Path(images.reader.where(5))
+    file.write_bytes(file.read_bytes() + b" ")
+    assert images.keys is first
+    assert images.record == record
+    with pytest.raises(ImagesError, match="have changed since the run began"):
+        extract(model, images, batch_size=3)
+    clock.append(100.0)
+    assert images.keys[5] != first[5]
+    assert images.keys[:5] == first[:5]
+    assert images.record != record
+    file.write_bytes(file.read_bytes() + b" ")
+    assert images.verify()[5] == images.keys[5]
+
+
+def test_what_another_process_read_counts_as_long_as_files_are_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = mp.load_images(folder(tmp_path))
+    monkeypatch.setattr(fingerprint, "_SETTLED_NS", -(10**18))
+    keys, known = images.keys, images.known_keys()
+    assert len(known) == N
+    assert from_arrays(pixels()).known_keys() == {}
+    file = Path(images.reader.where(2))
+    file.write_bytes(file.read_bytes() + b" ")
+    read = []
+    digest = fingerprint.hashlib.file_digest
+    monkeypatch.setattr(
+        fingerprint.hashlib, "file_digest", lambda f, kind: read.append(f.name) or digest(f, kind)
+    )
+    monkeypatch.setattr(fingerprint, "_known_files", {})
+    learn_keys(images.subset([0]).known_keys() | dict(known))
+    again = pickle.loads(pickle.dumps(images)).keys
+    assert read == [str(file)]
+    assert [a == b for a, b in zip(again, keys, strict=True)] == [True, True, False, *[True] * 3]
+    monkeypatch.setattr(fingerprint, "_MOST_FILES", 4)
+    learn_keys(known)
+    assert len(fingerprint._known_files) == 4
+
+
+def test_parts_of_files_are_known_by_their_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    parts = [fingerprint.part_of_file(str(tmp_path / "a"), *part) for part in ((2, 3), (5, 5))]
+    assert fingerprint.file_keys(parts) == [
+        fingerprint.bytes_key(content) for content in (b"234", b"56789")
+    ]
+    assert fingerprint.read_part(parts[1], 2) == b"56"
+    (tmp_path / "a").write_bytes(b"01234567")
+    with pytest.raises(OSError, match="ends 2 bytes before the image does"):
+        fingerprint.file_keys(parts)
 
 
 def test_images_of_every_kind_are_known_by_their_content() -> None:
