@@ -107,11 +107,12 @@ def stored(
     with ExitStack() as held:
 
         def prepare() -> bool:
-            if not verify and writer.finished():
-                return True
-            held.enter_context(writing(place))
-            # Another process may just have written it.
-            return writer.prepare(verify)
+            with writer._disk():
+                if not verify and writer.finished():
+                    return True
+                held.enter_context(writing(place))
+                # Another process may just have written it.
+                return writer.prepare(verify)
 
         if not agree(prepare):
             failure: MixerProbeError | None = None
@@ -186,7 +187,7 @@ class RunWriter:
         if note is None and root is None:
             path = self._place.path
             taken = path is not None and path.exists() and not path.is_dir()
-            if not taken and all(is_leftover(Path(name)) for name in self._place.sizes()):
+            if not taken and all(map(_is_left, self._place.sizes())):
                 return False
             raise StoreError(
                 f"{self._place} already exists and is no run that could be gone on with; delete it "
@@ -452,9 +453,7 @@ class RunWriter:
             root["attributes"] |= {"complete": True, "non_finite": non_finite}
             root["attributes"]["digest"] = _digest(root, self._columns)
             self._place.write("zarr.json", json.dumps(root).encode())
-            left = (".state", ".lease", ".partial")
-            names = self._place.sizes()
-            self._place.remove(n for n in names if n.endswith(left) or ".part-" in n)
+            self._place.remove(filter(_is_left, self._place.sizes()))
 
     def _fold(self) -> None:
         """One state of all units for every sum that has been added up over all of them."""
@@ -486,6 +485,13 @@ class RunWriter:
 
 
 # -- units on the disk -----------------------------------------------------------------------------
+
+
+def _is_left(name: str) -> bool:
+    """Whether a file is of no use in a finished run: a state, a lease, a part of a unit, or a
+    temporary file of a process that was killed."""
+    left = name.endswith((".state", ".lease", ".partial")) or ".part-" in name
+    return left or is_leftover(Path(name))
 
 
 def _marker(unit: int) -> str:
