@@ -3,25 +3,36 @@ at random."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
+from mixer_probe.channels.image_means import ImageMeans
 from mixer_probe.channels.layerwise import Layerwise
-from mixer_probe.channels.selectivity import ClassSelectivity, class_selectivity, image_means
+from mixer_probe.channels.selectivity import ClassSelectivity, class_selectivity
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.frame import Frame
+from mixer_probe.core.memory import ROWS, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
+from mixer_probe.linear.classifier import predict_one
+from mixer_probe.linear.moments import RidgeMoments
+from mixer_probe.linear.ridge import default_l2
 from mixer_probe.linear.ridge_probe import RidgeProbe
+from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.centroid import CentroidProbe
+from mixer_probe.probing.centroid import centroid_path
 from mixer_probe.probing.runs import check_runs, run_labels
 from mixer_probe.similarity.inputs import RepresentationsLike
 
 Probe = Literal["ridge", "centroid"]
+# Images that are left out in turn to choose a penalty, of more.
+_LEFT_OUT = 2000
+# Classes [image] of activations [image, channel].
+Predict = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ def channels_needed(
     ranking = class_selectivity(train, permutations=0)
     parts = []
     for i, layer in enumerate(train.layers):
-        data = (image_means(train, layer.name), y, image_means(test, layer.name), y_test)
+        sides = ImageMeans(train, layer.name), ImageMeans(test, layer.name)
         ranked = round_robin(ranking, i)
         sizes = (
             2 ** np.arange(int(np.log2(len(ranked))) + 1) if counts is None else np.asarray(counts)
@@ -100,13 +111,10 @@ def channels_needed(
         sizes = np.unique(np.append(sizes[sizes < len(ranked)], len(ranked)))
         rng = np.random.default_rng([seed, i])
         orders = [ranked, *(rng.permutation(len(ranked)) for _ in range(draws))]
-        found = np.array(
-            [[_accuracy(data, order[:size], probe) for order in orders] for size in sizes[:-1]]
-        )
         # All channels are the same ones in any order.
-        found = np.vstack(
-            [found.reshape(-1, len(orders)), np.full(len(orders), _accuracy(data, ranked, probe))]
-        )
+        subsets = [order[:size] for size in sizes[:-1] for order in orders] + [ranked]
+        right = _accuracies(sides, y, y_test, subsets, probe)
+        found = np.append(right[:-1], np.full(len(orders), right[-1])).reshape(-1, len(orders))
         parts.append({"counts": sizes, "selective": found[:, 0], "random": found[:, 1:]})
     return ChannelsNeeded.of_layers(
         parts,
@@ -136,9 +144,43 @@ def round_robin(selectivity: ClassSelectivity, i: int) -> np.ndarray:
     return np.asarray(ranked[np.sort(first)])
 
 
-def _accuracy(
-    data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], channels: np.ndarray, probe: Probe
-) -> float:
-    X, y, X_test, y_test = data
-    fitted = RidgeProbe(None) if probe == "ridge" else CentroidProbe(standardize=True)
-    return float((fitted.fit(X[:, channels], y).predict(X_test[:, channels]) == y_test).mean())
+def _accuracies(
+    sides: tuple[ImageMeans, ImageMeans],
+    y: np.ndarray,
+    y_test: np.ndarray,
+    subsets: Sequence[np.ndarray],
+    probe: Probe,
+) -> np.ndarray:
+    """The accuracy on the test images of a probe on each of some subsets of the channels."""
+    train, test = sides
+    predict: list[Predict]
+    if probe == "ridge":
+        predict = _ridge_probes(train, y, subsets)
+    else:
+        predict = [
+            partial(predict_one, centroid_path(train.only(chosen), y, standardize=True), i=0)
+            for chosen in subsets
+        ]
+    right = np.zeros(len(subsets))
+    for rows in slices(len(y_test), ROWS):
+        X = test[rows]
+        for k, channels in enumerate(subsets):
+            right[k] += (predict[k](X[:, channels]) == y_test[rows]).sum()
+    return right / len(y_test)
+
+
+def _ridge_probes(train: ImageMeans, y: np.ndarray, subsets: Sequence[np.ndarray]) -> list[Predict]:
+    """Ridge probes on subsets of the channels, from moments of all: their predictions."""
+    moments = RidgeMoments()
+    moments.update(train, y)
+    left = stratified(y, _LEFT_OUT) if len(y) > _LEFT_OUT else np.arange(len(y))
+    X, probes = train[left], list[Predict]()
+    for channels in subsets:
+        if len(channels) > len(y):
+            # Of few images the equations between images are smaller.
+            probes.append(RidgeProbe(None).fit(X[:, channels], y).predict)
+            continue
+        path = moments.take(channels).fit(default_l2(len(y)), standardize=True)
+        path = path.leaving_out(X[:, channels], y[left])
+        probes.append(RidgeProbe.of(path, path.best_l2()).predict)
+    return probes

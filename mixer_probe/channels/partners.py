@@ -4,20 +4,21 @@ another, against chance."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from scipy import fft
 from torch import Tensor
 
-from mixer_probe.channels.selectivity import LEVEL, image_means
+from mixer_probe.channels.image_means import ImageMeans, array_of
+from mixer_probe.channels.selectivity import LEVEL
 from mixer_probe.core.errors import MeasureError, UndefinedChannelsWarning, layer_index
 from mixer_probe.core.fingerprint import check_same_images
 from mixer_probe.core.frame import Frame
-from mixer_probe.core.memory import at_once, slices
+from mixer_probe.core.memory import ROWS, at_once, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -28,6 +29,8 @@ from mixer_probe.stats import check_permutations, max_null, permutation_p, upper
 Over = Literal["images", "positions"]
 # A standard deviation below this fraction of the magnitude is rounding of float32.
 _ROUNDING = 1e-6
+# Images of the null of a larger set.
+_NULL_IMAGES = 2048
 # Correlations under permutations are computed in float32.
 NULL_ROUNDING = 1e-5
 # Edges of the histogram of |r| under permutations.
@@ -135,6 +138,8 @@ def channel_partners(
     """The `k` channels of B that correlate most with each channel of A, in absolute value, and
     their permutation null.
 
+    Of more than 2,048 images the null is that of a sample of so many, on the scale of all.
+
     `over="positions"` needs runs with reduce="none" and takes every cell of a common `grid`, by
     default the coarser of both, as an observation. Raises LayerError for an unknown layer,
     MeasureError for runs of different images, fewer than three of them, positions that form no
@@ -157,9 +162,9 @@ def channel_partners(
         assert a.grid is not None
         assert b.grid is not None
         shared = grid or (min(a.grid[0], b.grid[0]), min(a.grid[1], b.grid[1]))
-    X, Y = _standardised(reps_a, a, shared), _standardised(reps_b, b, shared)
-    for reps, layer, standardised in ((reps_a, a, X), (reps_b, b, Y)):
-        bad = int((~torch.isfinite(standardised[0, 0])).sum())
+    X, Y = _Side(reps_a, a, shared), _Side(reps_b, b, shared)
+    for reps, layer, side in ((reps_a, a, X), (reps_b, b, Y)):
+        bad = int((~torch.isfinite(side.length)).sum())
         if bad:
             warnings.warn(
                 f"{bad} channels of '{layer.name}' of {reps.model.name} are constant or not finite "
@@ -167,16 +172,23 @@ def channel_partners(
                 UndefinedChannelsWarning,
                 stacklevel=3,
             )
-    r = (X.flatten(0, 1).T @ Y.flatten(0, 1)).clamp_(-1, 1)
-    partner, correlation = _best(r, min(k, r.shape[1]))
-    null = _null(X, Y, permutations, seed)
+    n, r = len(reps_a.ids), torch.zeros(len(X.length), len(Y.length), dtype=torch.float64)
+    for rows in slices(n, ROWS):
+        r += X[rows].flatten(0, 1).T @ Y[rows].flatten(0, 1)
+    partner, correlation = _best(r.clamp_(-1, 1), min(k, r.shape[1]))
+    null = _null(X.sample(n, seed), Y.sample(n, seed), permutations, seed)
+    if n > _NULL_IMAGES:
+        # The deviation of r over permutations of n images is 1 / sqrt(n - 1), exactly.
+        null *= np.sqrt((_NULL_IMAGES - 1) / (n - 1))
+        # Of a channel that varies in no image of the sample it is that of the others.
+        null = np.where(null.any(0), null, np.nanmean(null, axis=1, keepdims=True))
     return ChannelPartners(
         model_a=reps_a.model,
         model_b=reps_b.model,
         images=reps_a.images,
         layer_a=a,
         layer_b=b,
-        n=len(X),
+        n=n,
         over=over,
         grid=shared,
         permutations=permutations,
@@ -198,23 +210,60 @@ def _layer(reps: RepresentationsLike, name: str) -> Layer:
     return reps.layers[layer_index(name, paths, f"this run of {reps.model.name}", "layer")]
 
 
-def _standardised(reps: RepresentationsLike, layer: Layer, grid: tuple[int, int] | None) -> Tensor:
-    """Activations [image, cell, channel] in float64, one cell for `grid` None: deviations from each
-    channel's mean over images and cells, of length 1; all NaN for channels that are constant."""
-    if grid is None:
-        x = torch.from_numpy(np.array(image_means(reps, layer.name)))[:, None]
-    else:
-        values = np.array(reps[layer.name], dtype=np.float64)
-        if values.ndim != 3:
-            raise MeasureError(
-                f"layer '{layer.name}' of {reps.model.name} has no positions here: extract with "
-                "reduce='none'"
-            )
-        x = to_grid(torch.from_numpy(values), layer, grid)
-    centred = x - x.mean((0, 1))
-    length = torch.linalg.vector_norm(centred, dim=(0, 1))
-    varies = length > _ROUNDING * torch.linalg.vector_norm(x, dim=(0, 1))
-    return centred / torch.where(varies, length, torch.nan)
+class _Side:
+    """Activations [image, cell, channel] of a layer in float64, one cell for `grid` None:
+    `side[rows]` are the deviations of some images from each channel's mean over all images and
+    cells, divided by the `length` [channel] of those of all; NaN for channels that are constant."""
+
+    def __init__(
+        self, reps: RepresentationsLike, layer: Layer, grid: tuple[int, int] | None
+    ) -> None:
+        self._layer, self._grid = layer, grid
+        self._values: Any = ImageMeans(reps, layer.name)
+        if grid is not None:
+            self._values = array_of(reps, layer.name)
+            if self._values.ndim != 3:
+                raise MeasureError(
+                    f"layer '{layer.name}' of {reps.model.name} has no positions here: extract "
+                    "with reduce='none'"
+                )
+        self._mean, self.length = self._standard([*slices(len(reps.ids), ROWS)])
+
+    def _read(self, rows: Any) -> Tensor:
+        values = torch.from_numpy(np.array(self._values[rows], dtype=np.float64))
+        return values[:, None] if self._grid is None else to_grid(values, self._layer, self._grid)
+
+    def _standard(self, parts: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Mean and length [channel] over the images of all parts."""
+        total, count = torch.zeros(0), 0
+        for rows in parts:
+            x = self._read(rows).flatten(0, 1)
+            total, count = (x.sum(0) if not count else total + x.sum(0)), count + len(x)
+        mean = total / count
+        norm = torch.linalg.vector_norm
+        lengths, sizes = zip(
+            *(
+                (norm(x - mean, dim=0), norm(x, dim=0))
+                for x in (self._read(rows).flatten(0, 1) for rows in parts)
+            ),
+            strict=True,
+        )
+        length, size = (norm(torch.stack(found), dim=0) for found in (lengths, sizes))
+        return mean, torch.where(length > _ROUNDING * size, length, torch.nan)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return (self._read(rows) - self._mean) / self.length
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """The same of a sample of the n images as if there were no others; of few all."""
+        if n <= _NULL_IMAGES:
+            return torch.cat([self[rows] for rows in slices(n, ROWS)])
+        drawn = np.random.default_rng(seed).permutation(n)[:_NULL_IMAGES]
+        x = self._read(np.sort(drawn))
+        x = x - x.mean((0, 1))
+        length = torch.linalg.vector_norm(x, dim=(0, 1))
+        # Channels that vary in others of the images only have no correlation here.
+        return torch.where(torch.isfinite(self.length), x / length.clamp(min=1e-300), torch.nan)
 
 
 def _best(r: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from mixer_probe.channels.image_means import HELD, ImageMeans
 from mixer_probe.channels.layerwise import Layerwise, finite_median, warn_undefined
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.memory import at_once, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import class_name, quoted, require_labels
+from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import (
@@ -39,6 +41,8 @@ ROUNDING = 1e-12
 # Sums of ranks of more classes than this are added up class by class: a product with their
 # indicators would cost more.
 _MOST_CLASSES = 32
+# Images of the null of a larger set, at least so many per class on average.
+_NULL_IMAGES, _NULL_OF_CLASS = 4095, 64
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,12 @@ class _Groups:
         )
         self.n = len(labels)
 
+    @property
+    def exact(self) -> type[np.floating[Any]]:
+        """A type in which sums of ranks are exact: ranks are halves, and float32 counts up to 2^24
+        of them."""
+        return np.float32 if self.n * (self.n + 1) < 2**24 else np.float64
+
     def sums(self, X: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
         """Sums by class [class, channel] of X [n, channel]; those of permuted labels for another
         `order` of the images."""
@@ -251,7 +261,10 @@ class _Groups:
         sample variance of the ranks, with ties or without; the AUROC is that sum over m (n - m),
         shifted."""
         n, m = self.n, self.counts[None, :]
-        return np.asarray(np.sqrt(ranks.var(0, ddof=1)[:, None] * m * (n - m) / n) / (m * (n - m)))
+        return np.asarray(
+            np.sqrt(ranks.var(0, ddof=1, dtype=np.float64)[:, None] * m * (n - m) / n)
+            / (m * (n - m))
+        )
 
     def null(
         self, ranks: np.ndarray, sd: np.ndarray, orders: np.ndarray
@@ -263,11 +276,10 @@ class _Groups:
             return np.full(len(orders), np.nan), float("nan")
         classes, m = len(self.classes), self.counts[:, None]
         middle, pairs, inverse = m * (self.n + 1) / 2, (m * (self.n - m)).astype(float), 1 / sd.T
-        # Ranks are halves: their sums are exact in float32 up to 2^24 halves.
-        values = ranks.astype(np.float32 if self.n * (self.n + 1) < 2**24 else np.float64)
+        values = ranks.astype(self.exact, copy=False)
         by_class = classes > _MOST_CLASSES
-        # Indicators in float32, and three times as much for the sums.
-        bytes_each = 4 * 4 * classes * self.n
+        # Indicators, and three times as much for the sums.
+        bytes_each = 4 * values.itemsize * classes * self.n
         place = np.repeat(np.arange(classes), self.counts)
         peaks, medians = np.empty(len(orders)), np.empty(len(orders))
         for chosen in slices(len(orders), 1 if by_class else at_once(bytes_each)):
@@ -291,36 +303,69 @@ class _Groups:
             medians[chosen] = 0.5 + np.median(np.take_along_axis(away, best, 1)[:, 0], axis=1)
         return peaks, float(medians.mean()) if len(orders) else float("nan")
 
-    def selectivity(self, X: np.ndarray, orders: np.ndarray) -> dict[str, Any]:
-        """The fields of `ClassSelectivity` for one layer of activations X [n, channel]."""
+    def of_channels(self, X: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Of activations X [n, channel]: AUROC, its standard deviation, d', Morcos' index and the
+        smallest value, NaN where a channel is constant, by name; and the ranks of the others."""
         finite = np.isfinite(X).all(0)
         defined = finite & (np.where(finite, X, 0).max(0) > np.where(finite, X, 0).min(0))
         kept = X[:, defined]
         ranks = rankdata(kept, axis=0)
-        auroc, sd = self.auroc(ranks), self.auroc_sd(ranks)
-        z = np.abs(auroc - 0.5) / sd
+        found = {
+            "auroc": self.auroc(ranks),
+            "sd": self.auroc_sd(ranks),
+            "dprime": dprime_of(kept, self.labels),
+            "morcos_index": _morcos(kept, self),
+            "smallest": kept.min(0),
+        }
+        return {name: _scatter_nan(values, defined) for name, values in found.items()}, ranks
+
+    def selectivity(
+        self, means: ImageMeans, orders: np.ndarray, sample: np.ndarray | None
+    ) -> dict[str, Any]:
+        """The fields of `ClassSelectivity` for one layer, with the null of the images `sample`,
+        None for all, under the permutations `orders` of these."""
+        parts, ranks = [], []
+        for X in means.by_channels():
+            found, own = self.of_channels(X)
+            parts.append(found)
+            ranks += [own] if sample is None else []
+        auroc, sd, dprime, morcos, smallest = (
+            np.concatenate([part[name] for part in parts]) for name in parts[0]
+        )
+        defined = np.isfinite(smallest)
+        z = np.abs(auroc[defined] - 0.5) / sd[defined]
         strength, preferred = z.max(1), np.full(len(defined), -1)
         preferred[defined] = z.argmax(1)
-        peaks, null_auroc = self.null(ranks, sd, orders)
+        if sample is None:
+            peaks, null_auroc = self.null(np.concatenate(ranks, 1), sd[defined], orders)
+        else:
+            of_sample, X = _Groups(self.labels[sample]), means[sample]
+            X = X[:, defined & (X.max(0) > X.min(0))]
+            own = np.empty(X.shape, of_sample.exact)
+            for part in slices(X.shape[1], at_once(8 * len(X), HELD)):
+                own[:, part] = rankdata(X[:, part], axis=0)
+            own_sd = of_sample.auroc_sd(own)
+            peaks, middle = of_sample.null(own, own_sd, orders)
+            # The deviation of an AUROC depends on the number of images.
+            shrunk = float(np.median(sd[defined]) / np.median(own_sd)) if own.size else np.nan
+            null_auroc = 0.5 + (middle - 0.5) * shrunk
         tested = len(orders) > 0 and bool(defined.any())
         p_value = (
             permutation_p(strength * (1 - ROUNDING), peaks[:, None])
             if tested
             else np.full(len(strength), np.nan)
         )
-        positive = defined.any() and kept.min() >= 0
+        positive = defined.any() and np.nanmin(smallest) >= 0
         return {
-            "auroc": _scatter_nan(auroc, defined),
-            "dprime": _scatter_nan(dprime_of(kept, self.labels), defined),
+            "auroc": auroc,
+            "dprime": dprime,
             "strength": _scatter_nan(strength, defined),
             "preferred": preferred,
             "p_value": _scatter_nan(p_value, defined),
             "threshold": float(upper_quantile(peaks)) if tested else np.nan,
             "peaks": peaks,
             "null_auroc": null_auroc,
-            "morcos_index": _scatter_nan(morcos_index(kept, self.labels), defined)
-            if positive
-            else np.empty(0),
+            "morcos_index": morcos if positive else np.empty(0),
         }
 
 
@@ -361,7 +406,10 @@ def morcos_index(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
     channels that are all zero. Raises MeasureError if an activation is negative."""
     if X.min() < 0:
         raise MeasureError(_negative(None))
-    groups = _Groups(labels)
+    return _morcos(X, _Groups(labels))
+
+
+def _morcos(X: np.ndarray, groups: _Groups) -> np.ndarray:
     means = groups.sums(X) / groups.counts[:, None]
     largest = means.max(0)
     others = (means.sum(0) - largest) / (len(means) - 1)
@@ -403,7 +451,9 @@ def class_selectivity(
     """How well every channel of every layer of `reps` separates each class from the others.
 
     Positions are averaged where `reps` has them. The label `permutations` are the same for all
-    layers; 0 leaves out the p-values. Raises ImagesError without labels, MeasureError for one
+    layers; 0 leaves out the p-values. Of more than 4,095 images (64 per class, if that is more) the
+    null is that of a stratified sample of so many: z has the deviation 1 for any number of
+    images. Raises ImagesError without labels, MeasureError for one
     class, for one image in (nearly) each, or too few permutations. Warns with
     UndefinedChannelsWarning about channels that are constant or not finite, which are NaN."""
     check_permutations(permutations)
@@ -412,11 +462,15 @@ def class_selectivity(
     )
     check_groups(labels, reps.class_names)
     groups = _Groups(labels)
-    rng = np.random.default_rng(seed)
-    orders = np.array([rng.permutation(groups.n) for _ in range(permutations)]).reshape(
-        permutations, groups.n
-    )
-    parts = [groups.selectivity(image_means(reps, layer.name), orders) for layer in reps.layers]
+    size = max(_NULL_IMAGES, _NULL_OF_CLASS * len(groups.classes))
+    sample = stratified(labels, size, seed) if groups.n > size else None
+    rng, n = np.random.default_rng(seed), groups.n if sample is None else size
+    orders = np.empty((permutations, n), np.int32)
+    for order in orders:
+        order[:] = rng.permutation(n)
+    parts = [
+        groups.selectivity(ImageMeans(reps, layer.name), orders, sample) for layer in reps.layers
+    ]
     undefined = [int(np.isnan(part["strength"]).sum()) for part in parts]
     warn_undefined(reps.model, reps.layers, undefined, "have no selectivity")
     return ClassSelectivity.of_layers(
@@ -430,15 +484,6 @@ def class_selectivity(
         counts=groups.counts,
         permutations=permutations,
         seed=seed,
-    )
-
-
-def image_means(reps: RepresentationsLike, name: str) -> np.ndarray:
-    """Activations [image, channel] of a layer in float64, averaged over positions where there are
-    any."""
-    values = np.asarray(reps[name])
-    return np.asarray(
-        values.mean(1, dtype=np.float64) if values.ndim == 3 else values, dtype=np.float64
     )
 
 

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source, part_of, stream
+from mixer_probe.channels.image_means import array_of
 from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.frame import Frame
 from mixer_probe.core.hooks import first_image
+from mixer_probe.core.memory import ROWS, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -298,16 +300,17 @@ def top_means(
     pairs = []
     for name, wanted in channels.items():
         layer = model.layer(name)
-        chosen, values = _channels(wanted, layer), np.asarray(reps[name])
+        chosen, values = _channels(wanted, layer), array_of(reps, name)
         if values.ndim != 2 or reps.reduce == "prefix":
             raise MeasureError(
                 f"layer '{name}' of this run holds no means over positions: extract with "
                 "reduce='mean'"
             )
-        means = torch.from_numpy(np.ascontiguousarray(values[:, chosen]))
         ends = RunningTop(k), RunningTop(k, lowest=True)
-        for end in ends:
-            end.update(Extremes(means, torch.full(means.shape, -1)), 0)
+        for rows in slices(len(values), ROWS):
+            means = torch.from_numpy(np.ascontiguousarray(values[rows][:, chosen]))
+            for end in ends:
+                end.update(Extremes(means, torch.full(means.shape, -1)), rows.start)
         _warn_non_finite(ends[0], layer, model)
         highest, lowest = (_result(end, model, source, layer, "mean", chosen) for end in ends)
         pairs.append((highest, lowest))

@@ -137,6 +137,16 @@ class RidgeMoments(Accumulator):
         self.counts[rows] += other.counts
         self._eps = max(self._eps, other._eps)
 
+    def take(self, features: np.ndarray) -> RidgeMoments:
+        """The moments of some of the features, by index."""
+        found, index = RidgeMoments(), torch.from_numpy(features)
+        found.classes, found.counts, found._eps = self.classes, self.counts, self._eps
+        if self._shift is not None:
+            index = index.to(self._shift.device)
+            found._shift, found._by_class = self._shift[index], self._by_class[:, index]
+            found._outer = self._outer[index][:, index]
+        return found
+
     def compute(
         self, l2: Any = None, *, standardize: bool = True, left_out: tuple[Any, Any] | None = None
     ) -> RidgePath:
