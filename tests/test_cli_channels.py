@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import mixer_probe as mp
-from mixer_probe.core.result import load_results
+from mixer_probe.channels import analyses
+from mixer_probe.core.result import load_results, same
 from mixer_probe.core.section import Picture
 from tests.helpers.golden import check_folder
 from tests.test_cli import Run, run
@@ -41,6 +43,34 @@ def test_channels_prints_sentences_with_n_and_null(run: Run) -> None:
     assert "999 label permutations, n = 40" in printed
     assert "Untrained baseline: " in printed
     assert "most selective of 128 channels reach 90.0 % of the gain over chance" in printed
+
+
+def test_what_is_finished_is_kept_in_the_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "c"
+    command = ("channels", "zoo:mixer-s0", *SMALL, "--no-baselines", "--out", str(out))
+    code, _, err = run(*command, "--what", "selectivity")
+    assert code == 0, err
+    (first,) = load_results(out / "results.json")
+    computed = analyses.class_selectivity
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analyses, "class_selectivity", interrupted)
+    code, _, err = run(*command, "--what", "selectivity")
+    assert code == 0, err
+    (again,) = load_results(out / "results.json")
+    assert same(again, first)
+    # Other channels are other pages.
+    monkeypatch.setattr(analyses, "class_selectivity", computed)
+    shown = []
+    for channel in (3, 4):
+        code, _, err = run(*command, "--channel", f"blocks.7:{channel}", "--top", "1")
+        assert code == 0, err
+        shown += [page.channel for page in load_results(out / "results.json")]
+    assert shown == [3, 4]
 
 
 def test_channels_writes_pictures_tables_and_results(

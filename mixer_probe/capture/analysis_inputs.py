@@ -16,8 +16,9 @@ import numpy as np
 
 from mixer_probe.capture.extraction import extract
 from mixer_probe.capture.representations import Reduce, Representations
-from mixer_probe.capture.store import stored_shape
-from mixer_probe.capture.stream import Reading
+from mixer_probe.capture.store import bytes_per_image, stored_shape
+from mixer_probe.capture.stream import Reading, stream
+from mixer_probe.capture.units import Units
 from mixer_probe.core.errors import ImagesError, MeasureError, MixerProbeError
 from mixer_probe.core.fingerprint import apart, digest
 from mixer_probe.core.memory import WORKING
@@ -205,6 +206,33 @@ class Inputs:
                 _ = self.test
         found, _ = self._kept.pop(name, (None, None))
         return found if isinstance(found, kind) and found.n == n else None
+
+    def batches(self, rows: np.ndarray) -> list[range]:
+        """The batches with some of the images `rows`, of the pass that extracts the
+        representations: what passes in the same batches is the same to the last bit."""
+        units = Units.of(len(self.images), bytes_per_image(self.whole.record))
+        every = (
+            batch
+            for unit in range(len(units))
+            for batch in units.batches(unit, self.settings.batch_size)
+        )
+        return [batch for batch in every if np.isin(rows, batch).any()]
+
+    def pass_again(self, reading: Reading) -> None:
+        """Read some images in batches of the pass that extracts the representations: one that
+        another process has made, or an earlier start."""
+        assert reading.rows is not None
+        s = self.settings
+        for _ in stream(
+            self.model,
+            self.images,
+            (),
+            lambda *_: None,
+            rows=self.batches(reading.rows),
+            autocast=s.autocast,
+            also=[reading],
+        ):
+            pass
 
     def results(self, kind: type[R]) -> list[R]:
         """The results of one type that were found of this network."""

@@ -31,6 +31,8 @@ from mixer_probe.channels import (
     dissected_channel,
     with_partners,
 )
+from mixer_probe.channels.page import Shown
+from mixer_probe.channels.top import TopMaps, maps_of
 from mixer_probe.channels.views.dissection import dissected_section, dissection_section
 from mixer_probe.channels.views.pages import pages_section, partners_section
 from mixer_probe.channels.views.selectivity import needed_section, selectivity_section
@@ -41,6 +43,7 @@ from mixer_probe.core.errors import (
     MeasureError,
     UndefinedChannelsWarning,
 )
+from mixer_probe.core.memory import RESIDENT
 from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.threads import parallel_map
@@ -55,7 +58,7 @@ NEEDED_LAYERS, NEEDED_DRAWS = 4, 3
 CLEAREST = "the most class-selective channel of each layer (largest |z| of its AUROC)"
 TAILED = "the channel with the heaviest tails of each layer (largest excess kurtosis)"
 ASKED = "selected by number"
-_MOMENTS = "channel moments"
+_MOMENTS, _MAPS = "channel moments", "maps of channels"
 R = TypeVar("R", ChannelStatistics, ClassSelectivity)
 
 
@@ -189,10 +192,41 @@ def pages(i: Inputs) -> list[Result]:
     else:
         chosen, rule = chosen_channels(names, measured, selective, s.channel_pages)
     options: dict[str, Any] = {"k": s.page_images, "by": "mean", "batch_size": s.batch_size}
+    top = i.passed(_MAPS, TopMaps, len(i.images))
+
+    def maps(shown: Sequence[Shown]) -> list[np.ndarray]:
+        read = [
+            None if top is None else top.compute(end.layer, channel, end.lowest, index)
+            for end, channel, index in shown
+        ]
+        known = [one for one in read if one is not None]
+        named = [(end.layer.name, channel, index) for end, channel, index in shown]
+        if len(known) == len(shown):
+            return known
+        # To the last bit those that a pass of all images would have read.
+        batches = i.batches if _read_maps(i) else None
+        return maps_of(i.model, i.images, named, s.batch_size, s.autocast, batches)
+
     found = channel_pages(
-        i.model, i.images, chosen, statistics=measured, selectivity=selective, reps=run, **options
+        i.model,
+        i.images,
+        chosen,
+        statistics=measured,
+        selectivity=selective,
+        reps=run,
+        maps=maps,
+        **options,
     )
     return [replace(page, rule=rule) for page in found]
+
+
+def _read_maps(i: Inputs) -> list[Reading]:
+    """The maps that `pages` show, where there is room for those of all channels."""
+    layers, k = i.model.select(i.settings.layers), i.settings.page_images
+    unread = i.trained is not None or i.shared.get("channels")
+    if unread or TopMaps.bytes_of(layers, k) > RESIDENT // 2:
+        return []
+    return [i.keep(_MAPS, lambda: TopMaps(k)).reading(layers)]
 
 
 def _holding(found: Sequence[R], names: Sequence[str]) -> R | None:
@@ -244,6 +278,18 @@ def visualizations(i: Inputs) -> list[Result]:
     ]
 
 
+def pages_decided_by(i: Inputs) -> Mapping[str, Any]:
+    """What decides pages besides the networks."""
+    return {"images": i.images, "study": i.settings, "channels": i.shared.get("channels", {})}
+
+
+def dissections_decided_by(i: Inputs) -> Mapping[str, Any] | None:
+    """What decides dissections besides the networks, where the content of the annotations is known
+    (`shared["annotations"]`)."""
+    known = i.shared.get("annotations")
+    return known and {"images": i.images, "study": i.settings, "annotations": known}
+
+
 PAGES = Analysis(
     "pages",
     "channel pages",
@@ -251,6 +297,8 @@ PAGES = Analysis(
     (ChannelPage,),
     pages,
     complete=pages_with_partners,
+    reads=_read_maps,
+    decided_by=pages_decided_by,
 )
 ROOM = Room(
     "channels",
@@ -306,6 +354,7 @@ ROOM = Room(
             ),
             baseline=True,
             default=False,
+            decided_by=dissections_decided_by,
         ),
         Analysis(
             "visualization",
@@ -316,6 +365,7 @@ ROOM = Room(
             needs="images",
             after=PAGES,
             default=False,
+            decided_by=pages_decided_by,
         ),
     ),
     (

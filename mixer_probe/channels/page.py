@@ -3,7 +3,7 @@ selectivity and best matches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
@@ -25,6 +25,8 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.similarity.inputs import RepresentationsLike
 
+# An end of a layer, a channel, and the images of that channel there.
+Shown = tuple[TopImages, int, np.ndarray]
 # (model, layer, channel, correlation, p corrected for all pairs of channels) of a best-matching
 # channel
 Partner = tuple[str, str, int, float, float]
@@ -150,6 +152,7 @@ def channel_pages(
     selectivity: ClassSelectivity | None = None,
     partners: Sequence[ChannelPartners] = (),
     reps: RepresentationsLike | None = None,
+    maps: Callable[[Sequence[Shown]], Sequence[np.ndarray]] | None = None,
     batch_size: int = 64,
 ) -> list[ChannelPage]:
     """Pages of the given channels, from one pass over the images and one over those shown.
@@ -157,12 +160,13 @@ def channel_pages(
     `channels` are one or several by layer. `by` ranks images by the peak over positions or the
     "mean", which selectivity is measured on.
 
-    Pictures larger than `pixels` are reduced. `statistics` and `selectivity` of the same model fill
-    their parts of the page where they contain the layer, and `partners` those of which the layer is
-    A. `reps` is a run of the same model on the same images with means over positions: by="mean"
-    then needs no pass. Raises LayerError and ImagesError as `top_images`, and MeasureError for
-    `reps` of another network or of other images, and for `statistics` or `selectivity` of another
-    network."""
+    Pictures larger than `pixels` are reduced. `statistics` and `selectivity` of the same model
+    fill their parts of the page where they contain the layer, and `partners` those of which the
+    layer is A. `reps` is a run of the same model on the same images with means over positions:
+    by="mean" then needs no pass, nor do the images shown where `maps` gives their activation maps.
+
+    Raises LayerError and ImagesError as `top_images`, and MeasureError for `reps` of another
+    network or of other images, and for `statistics` or `selectivity` of another network."""
     for name, given in (("statistics", statistics), ("selectivity", selectivity)):
         if given is not None and given.model.fingerprint != model.record.fingerprint:
             raise MeasureError(
@@ -175,17 +179,18 @@ def channel_pages(
         found = top_and_lowest(model, images, channels, k, by=by, batch_size=batch_size)
     pages = []
     shown = [
-        (end.layer.name, int(channel), end.index[i])
+        (end, channel, end.index[i])
         for ends in found
-        for i, channel in enumerate(ends[0].channels)
+        for i, channel in enumerate(ends[0].channels.tolist())
         for end in ends
     ]
-    maps = iter(maps_of(model, images, shown, batch_size))
+    named = [(end.layer.name, channel, index) for end, channel, index in shown]
+    drawn = iter(maps_of(model, images, named, batch_size) if maps is None else maps(shown))
     for ends in found:
         record, layer = ends[0].images, ends[0].layer
         for channel in ends[0].channels.tolist():
             top, lowest = (
-                Exhibit.of(model, images, end, channel, next(maps), pixels) for end in ends
+                Exhibit.of(model, images, end, channel, next(drawn), pixels) for end in ends
             )
             page = ChannelPage(
                 ends[0].model, record, layer, channel, ends[0].n, ends[0].by, top, lowest

@@ -9,7 +9,7 @@ into batches and no order of merging changes the result.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -17,7 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source, part_of, stream
+from mixer_probe.capture import (
+    ImageSource,
+    Piece,
+    Reading,
+    as_source,
+    mean_over_positions,
+    part_of,
+    stream,
+)
 from mixer_probe.channels.image_means import array_of
 from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import LayerError, MeasureError, NonFiniteWarning
@@ -212,11 +220,7 @@ class RunningTop(Accumulator):
         value = torch.cat([kept.value, value.to(device)])
         index = torch.cat([kept.index, index.to(device)])
         position = torch.cat([kept.position, position.to(device)])
-        # By value, of equals by index: the second sort keeps the order of the first.
-        order = index.argsort(dim=0, stable=True)
-        order = order.gather(
-            0, value.gather(0, order).argsort(dim=0, descending=True, stable=True)
-        )[: self.k]
+        order = _ranked_rows(value, index)[: self.k]
         self._kept = _Top(*(part.gather(0, order) for part in (value, index, position)))
 
     def compute(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -229,6 +233,111 @@ class RunningTop(Accumulator):
         kept = (self._kept.value, self._kept.index, self._kept.position)
         value, index, position = (part[: self.n].T.cpu().numpy() for part in kept)
         return (-value if self.lowest else value), index, position
+
+
+def _ranked_rows(value: Tensor, index: Tensor) -> Tensor:
+    """The rows of each column by value, the largest first, of equals by index."""
+    # The second sort keeps the order of the first.
+    order = index.argsort(dim=0, stable=True)
+    return order.gather(0, value.gather(0, order).argsort(dim=0, descending=True, stable=True))
+
+
+@dataclass(eq=False)
+class _EndMaps:
+    value: Annotated[Tensor, "rank", "channel"]
+    index: Annotated[Tensor, "rank", "channel"]
+    maps: Annotated[Tensor, "rank", "channel", "position"]
+
+    def best(self, k: int, other: _EndMaps) -> _EndMaps:
+        """The first `k` of both by value."""
+        value, index, maps = (
+            torch.cat([mine, theirs.to(mine.device)])
+            for mine, theirs in (
+                (self.value, other.value),
+                (self.index, other.index),
+                (self.maps, other.maps),
+            )
+        )
+        order = _ranked_rows(value, index)[:k]
+        rows = order[..., None].expand(-1, -1, maps.shape[-1])
+        return _EndMaps(value.gather(0, order), index.gather(0, order), maps.gather(0, rows))
+
+
+@dataclass(eq=False)
+class TopMaps(Accumulator):
+    """Activation maps of the `k` images at both ends of every channel of some layers, by the mean
+    over positions."""
+
+    k: int
+    n: int = state_field(0)
+    # Images so far by layer: a pass that failed for want of memory is repeated with fewer.
+    _seen: dict[str, int] = state_field(dict)
+    _kept: dict[str, _EndMaps] = state_field(dict)
+
+    def reading(self, layers: Sequence[Layer]) -> Reading:
+        """What adds the images of a pass."""
+
+        def read(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> None:
+            start = first_image()
+            assert start is not None
+            skip = min(max(self._seen.get(layer.name, 0) - start, 0), len(positions))
+            self._seen[layer.name] = start + len(positions)
+            self.update(layer, positions[skip:], start + skip)
+
+        def add(piece: Piece) -> None:
+            self.n += piece.n
+
+        return Reading(layers, read, add)
+
+    def update(self, layer: Layer, positions: Tensor, start: int) -> None:
+        """Add a batch [image, position, channel] of a layer, of which the first image has the index
+        `start`; `n` does not count it."""
+        if not len(positions):
+            return
+        means = mean_over_positions(layer, positions, None)
+        index = torch.arange(start, start + len(means), device=means.device)
+        index = index[:, None].expand_as(means)
+        for lowest in (False, True):
+            value = (-means if lowest else means).masked_fill(means.isnan(), -torch.inf)
+            name, order = f"{layer.name} {lowest}", _ranked_rows(value, index)[: self.k]
+            value, kept = value.gather(0, order), self._kept.get(name)
+            if (
+                kept is not None
+                and len(kept.value) == self.k
+                and bool((value <= kept.value[-1]).all())
+            ):
+                continue
+            channels = torch.arange(means.shape[1], device=means.device)
+            maps = positions[order, :, channels].float()
+            found = _EndMaps(value, index.gather(0, order), maps)
+            self._kept[name] = found if kept is None else kept.best(self.k, found)
+
+    def merge(self, other: TopMaps) -> None:
+        """Add the images of `other`, which come after those here. Raises MeasureError unless it
+        keeps as many."""
+        if self.k != other.k:
+            raise MeasureError(f"maps of {self.k} and of {other.k} images do not merge")
+        self.n += other.n
+        self._seen |= other._seen
+        for name, found in other._kept.items():
+            kept = self._kept.get(name)
+            self._kept[name] = found if kept is None else kept.best(self.k, found)
+
+    def compute(
+        self, layer: Layer, channel: int, lowest: bool, index: np.ndarray
+    ) -> np.ndarray | None:
+        """The maps of a channel [image, row, column] of the images at `index`, as
+        `activation_maps` gives them; None where these are not those at that end."""
+        kept = self._kept.get(f"{layer.name} {lowest}")
+        if kept is None or not np.array_equal(kept.index[:, channel].cpu(), index):
+            return None
+        maps = kept.maps[:, channel].cpu().numpy()
+        return np.asarray(maps.reshape(len(maps), *(layer.grid or (1, -1))))
+
+    @staticmethod
+    def bytes_of(layers: Sequence[Layer], k: int) -> int:
+        """How much is held."""
+        return sum(2 * 4 * k * a.channels * max(a.positions, 1) for a in layers)
 
 
 @checked(MeasureError)
@@ -422,8 +531,11 @@ def maps_of(
     images: ImageSource | Tensor,
     wanted: Sequence[tuple[str, int, np.ndarray]],
     batch_size: int = 64,
+    autocast: str | None = None,
+    batches: Callable[[np.ndarray], list[range]] | None = None,
 ) -> list[np.ndarray]:
-    """As `activation_maps` for each (layer, channel, index), in one pass over all these images."""
+    """As `activation_maps` for each (layer, channel, index), in one pass over all these images, or
+    over the `batches` of all that hold the images of some indices."""
     layers = {name: model.layer(name) for name, _, _ in wanted}
     for name, channel, _ in wanted:
         _channels(channel, layers[name])
@@ -431,7 +543,8 @@ def maps_of(
     found = [
         np.empty((len(index), max(layers[n].positions, 1)), np.float32) for n, _, index in wanted
     ]
-    rows = [np.searchsorted(shown, index) for *_, index in wanted]
+    rows = [np.searchsorted(shown, index) if batches is None else index for *_, index in wanted]
+    source = part_of(images, shown) if batches is None else images
 
     def read(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> None:
         start = first_image()
@@ -442,7 +555,15 @@ def maps_of(
                 of = torch.from_numpy(own[here] - start).to(positions.device)
                 maps[here] = positions[of, :, channel].float().cpu().numpy()
 
-    for _ in stream(model, part_of(images, shown), [*layers.values()], read, batch_size=batch_size):
+    for _ in stream(
+        model,
+        source,
+        [*layers.values()],
+        read,
+        batch_size=batch_size,
+        rows=None if batches is None else batches(shown),
+        autocast=autocast,
+    ):
         pass
     return [
         maps.reshape(len(maps), *(layers[name].grid or (1, -1)))

@@ -21,7 +21,7 @@ from mixer_probe.cli.options import (
     command,
     parts,
 )
-from mixer_probe.cli.output import finish
+from mixer_probe.cli.output import finish, kept_in
 from mixer_probe.core.errors import LayerError, MeasureError, closest
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def channels(
     With --masks or --attributes the concepts that they mark; with --visualize images that excite
     them (at 32 px, seconds each).
 
-    With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and
-    report.html."""
+    With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html.
+    What is finished is kept in the folder, and the same command goes on with it after an
+    interrupt."""
     from mixer_probe.capture.analysis_inputs import halves
     from mixer_probe.channels.analyses import check_labels
     from mixer_probe.images import load_concepts
@@ -119,7 +120,14 @@ def channels(
         page_images=top,
     )
     _check_channels(channels, loaders)
-    shared = {"channels": channels, "concepts": concepts}
+    files = [
+        file
+        for path in annotated
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
+    ]
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    shared = {"channels": channels, "concepts": concepts, "annotations": states, **kept_in(out)}
     results = run_analyses(
         loaders, {"channels": chosen}, images, train, settings, strict=by_name, **shared
     )

@@ -38,6 +38,14 @@ _WIDE = (
 )
 
 
+def kept_in(out: Path | None) -> dict[str, Any]:
+    """Options of `run_analyses` that keep what is finished in the folder of a command, so that it
+    goes on after an interrupt; none without a folder."""
+    from mixer_probe.study import ResultCache
+
+    return {} if out is None else {"runs": out / "runs", "steps": ResultCache(out / "parts")}
+
+
 def finish(
     results: Sequence[Result],
     out: Path | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from mixer_probe.cli.options import (
     command,
     parts,
 )
-from mixer_probe.cli.output import finish
+from mixer_probe.cli.output import finish, kept_in
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_choice, shown, whole_number
 
@@ -77,8 +77,9 @@ def probe(
     """Probes of every layer, with 95 % intervals, against the same network untrained, raw pixels
     and chance.
 
-    With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and
-    report.html."""
+    With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html.
+    What is finished is kept in the folder, and the same command goes on with it after an
+    interrupt."""
     from dataclasses import replace
 
     import pandas as pd
@@ -120,7 +121,7 @@ def probe(
         images, train = replace(source, data=test_data, split=test_split).load(), source.load()
     # Tables that do not fit are an error before any network runs.
     read_groups(settings.groups)
-    shared: dict[str, Any] = {} if out is None else {"runs": out / "runs"}
+    shared = kept_in(out)
     if "targets" in chosen:
         shared["targets"] = study_targets((train or images, images), settings.targets)
     results = run_analyses(

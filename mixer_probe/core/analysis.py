@@ -39,11 +39,11 @@ class Analysis:
     `after` is another analysis, whose results `run` takes from the inputs; they are kept, and
     reported nowhere. `complete` takes the inputs of all networks once all are analysed, and gives
     the results again, completed. With `each`, a setting that lists values, `run` is called once per
-    value, each time with that value alone in the setting. `reads` gives the
-    readings of what it can take from the pass that extracts the representations for other
-    analyses, of a network or its baseline. `decided_by` gives
-    what decides the numbers besides networks and their baselines: by default nothing where the
-    weights alone are needed, else all images and settings of a study."""
+    value, each time with that value alone in the setting. `reads` gives the readings of what it can
+    take from the pass that extracts the representations for other analyses, of a network or its
+    baseline. `decided_by` gives what decides the numbers besides networks and their baselines: by
+    default nothing where the weights alone are needed, else all images and settings of a study;
+    where it gives None the results are not kept."""
 
     name: str
     title: str
@@ -61,7 +61,7 @@ class Analysis:
     complete: Callable[[Any], Iterable[Result]] | None = None
     each: str = ""
     reads: Callable[[Any], Sequence[Any]] | None = None
-    decided_by: Callable[[Any], Mapping[str, Any]] | None = None
+    decided_by: Callable[[Any], Mapping[str, Any] | None] | None = None
 
     @property
     def of_one(self) -> bool:

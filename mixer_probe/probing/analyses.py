@@ -51,7 +51,7 @@ from mixer_probe.probing import (
 )
 from mixer_probe.probing.mdl import SAMPLE_IMAGES, SAMPLE_OPTIONS, code_sample
 from mixer_probe.probing.methods import PROBABILISTIC
-from mixer_probe.probing.patch_position import ReadTokens, decodable_layers
+from mixer_probe.probing.patch_position import PatchTokens, decodable_layers
 from mixer_probe.probing.runs import Runs, train_labels
 from mixer_probe.probing.targets import PROPERTIES
 from mixer_probe.probing.transfer import MatchedRepresentations
@@ -216,7 +216,10 @@ def _patch_positions(i: Inputs) -> list[Result]:
         options["ridges"] = PLACE_RIDGES
 
     def probe(of: Inputs) -> PatchPosition:
-        read = of.passed(_TOKENS, ReadTokens, len(images))
+        read = of.passed(_TOKENS, PatchTokens, len(images))
+        if read is None and of.extracted and (again := _read_tokens(of)):
+            of.pass_again(*again)
+            read = of.passed(_TOKENS, PatchTokens, len(images))
         return patch_position_probe(of.model, images, read=read, **options)
 
     found = probe(i)
@@ -231,9 +234,10 @@ def _read_tokens(i: Inputs) -> list[Reading]:
     """What `_patch_positions` is computed from, where there is room."""
     rows = i.rows(_place_images(i))
     with suppress(MeasureError):
-        read = ReadTokens(i.model, len(rows), decodable_layers(i.model))
-        if read.bytes <= RESIDENT // 2:
-            return i.keep(_TOKENS, lambda: read).readings(rows)
+        layers = decodable_layers(i.model)
+        if len(rows) * PatchTokens.bytes_each(i.model, layers) <= RESIDENT // 2:
+            reading = i.keep(_TOKENS, PatchTokens).reading(i.model, layers)
+            return [replace(reading, rows=rows)]
     return []
 
 

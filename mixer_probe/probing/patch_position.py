@@ -22,7 +22,7 @@ are fitted again without each group, and the change is the variance over trainin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
@@ -48,6 +48,8 @@ from mixer_probe.similarity.inputs import to_grid
 from mixer_probe.stats import mean_interval, training_interval
 
 T = TypeVar("T")
+# By layer, float32 or float64 [image, position, channel].
+Tokens = dict[str, Tensor]
 # Relative to the mean eigenvalue of what they are added to, so that one path fits layers of any
 # scale and width.
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -140,7 +142,7 @@ def patch_position_probe(
     ridges: Sequence[float] = RIDGES,
     batch_size: int = 64,
     untrained: bool = False,
-    read: ReadTokens | None = None,
+    read: PatchTokens | None = None,
 ) -> PatchPosition:
     """Decode positions of the tokens of `images_test`, else of every third of `images`, after a fit
     to those of `images`.
@@ -171,21 +173,24 @@ def patch_position_probe(
     selected, path = model.select(layers), np.unique(checked_penalties(ridges, "ridges"))
     validation = _every(5, len(train))
     run = _Run(model, selected, grid, batch_size)
+    sides: list[ImageSource | Tokens]
     if read is None:
-        moments = run.moments(part_of(train, ~validation))
-        sides: tuple[ImageSource | Tokens, ...] = (part_of(train, validation), test)
+        sides = [part_of(train, ~validation), part_of(train, validation), test]
     else:
-        moments, sides = read.moments, read.sides
+        third = _every(3, read.n)
+        fit = np.flatnonzero(~third)
+        sides = [*map(read.compute, (fit[~validation], fit[validation], np.flatnonzero(third)))]
+    moments = run.moments(sides[0])
     probes = {name: [sums.total.compute(path)] for name, sums in moments.items()}
     chosen = {
-        name: found[0].best() for name, found in run.answers(sides[0], probes, also=moments).items()
+        name: found[0].best() for name, found in run.answers(sides[1], probes, also=moments).items()
     }
     final = {
         name: found.compute(*(path[[k]] for k in chosen[name])) for name, found in moments.items()
     }
     # They are by far the largest arrays, and the untrained network has its own.
     moments.clear()
-    answers = run.answers(sides[1], final)
+    answers = run.answers(sides[2], final)
     undefined = [name for name, found in answers.items() if np.isnan(found[0].errors).any()]
     if undefined:
         message = (
@@ -511,69 +516,47 @@ class _Answers:
         }
 
 
-# By layer, float32 or float64 [image, position, channel].
-Tokens = dict[str, Tensor]
+@dataclass(eq=False)
+class PatchTokens(Accumulator):
+    """Tokens of images at some layers of a network, averaged to their grids, read in a pass that is
+    made for something else."""
 
+    n: int = state_field(0)
+    _tokens: dict[str, Tensor] = state_field(dict)
 
-class ReadTokens:
-    """What `patch_position_probe` takes of every third of `n` images to test on, and of the others
-    to fit to, read in a pass that is made for something else: moments of most, and the tokens of
-    those on which probes are tested. Raises as `patch_position_probe`."""
-
-    def __init__(self, model: Model, n: int, layers: str | Sequence[str]) -> None:
-        self._run = _Run(model, model.select(layers), None, 1)
-        third = _every(3, n)
-        fit = np.flatnonzero(~third)
-        chosen = _every(5, len(fit))
-        self._fit, parts = fit[~chosen], (fit[chosen], np.flatnonzero(third))
-        self._tested = np.sort(np.concatenate(parts))
-        self._sides = [np.searchsorted(self._tested, part) for part in parts]
-        self._tokens: Tokens = {}
-        self.n = 0
-        self.moments = {name: GroupedMoments(at) for name, at in self._run.places.items()}
-
-    @property
-    def bytes(self) -> int:
-        """How much is held in the end."""
-        cells = [(len(self._run.places[layer.name]), layer.channels) for layer in self._run.layers]
-        itemsize = 8 if self._run.model.dtype is torch.float64 else 4
-        return sum(
-            itemsize * len(self._tested) * places * channels
-            + 8 * (1 + GROUPS) * channels * (places + channels)
-            for places, channels in cells
+    def reading(self, model: Model, layers: str | Sequence[str]) -> Reading:
+        """What adds the images of a pass. Raises as `patch_position_probe`."""
+        run = _Run(model, model.select(layers), None, 1)
+        dtype = torch.float64 if model.dtype is torch.float64 else torch.float32
+        return Reading(
+            run.layers,
+            run.reducer(lambda _, x: x.to("cpu", dtype)),
+            lambda piece: self.update(piece.found),
         )
 
-    @property
-    def sides(self) -> tuple[Tokens, Tokens]:
-        """Tokens of the images to choose ridges with, and of those to test on."""
-        first, second = (
-            {name: part[torch.from_numpy(rows)] for name, part in self._tokens.items()}
-            for rows in self._sides
-        )
-        return first, second
+    def update(self, found: Mapping[str, Tensor]) -> None:
+        """Add tokens [image, position, channel] by layer."""
+        self._tokens = {
+            name: torch.cat([self._tokens[name], x]) if self._tokens else x
+            for name, x in found.items()
+        }
+        self.n = len(next(iter(self._tokens.values()), ()))
 
-    def readings(self, rows: np.ndarray) -> list[Reading]:
-        """What reads the images, whose indices in the pass are `rows`."""
-        run, wide = self._run, self._run.model.dtype is torch.float64
+    def merge(self, other: PatchTokens) -> None:
+        """Add the images of `other`, which stays as it is."""
+        if other.n:
+            self.update(other._tokens)
 
-        def add(piece: Piece) -> None:
-            for name, found in piece.found.items():
-                self.moments[name].update(found, piece.n)
-            self.n += piece.n
+    def compute(self, images: np.ndarray) -> Tokens:
+        """The tokens of some of the images, by layer."""
+        return {name: x[torch.from_numpy(images)] for name, x in self._tokens.items()}
 
-        def keep(piece: Piece) -> None:
-            for name, found in piece.found.items():
-                if name not in self._tokens:
-                    self._tokens[name] = found.new_empty(len(self._tested), *found.shape[1:])
-                self._tokens[name][piece.start : piece.start + piece.n] = found
-            self.n += piece.n
-
-        moments = run.reducer(lambda name, x: self.moments[name].of(x))
-        tokens = run.reducer(lambda _, x: x.to("cpu", torch.float64 if wide else torch.float32))
-        return [
-            Reading(run.layers, moments, add, rows[self._fit]),
-            Reading(run.layers, tokens, keep, rows[self._tested]),
-        ]
+    @staticmethod
+    def bytes_each(model: Model, layers: str | Sequence[str]) -> int:
+        """What is held of an image."""
+        run = _Run(model, model.select(layers), None, 1)
+        cells = sum(len(run.places[layer.name]) * layer.channels for layer in run.layers)
+        return cells * (8 if model.dtype is torch.float64 else 4)
 
 
 class _Run:
@@ -608,7 +591,7 @@ class _Run:
             name: centres(found, model.input.size[1:]) for name, found in self.grids.items()
         }
 
-    def moments(self, images: ImageSource) -> dict[str, GroupedMoments]:
+    def moments(self, images: ImageSource | Tokens) -> dict[str, GroupedMoments]:
         """Moments of every layer over all images."""
         moments = {name: GroupedMoments(places) for name, places in self.places.items()}
         for piece in self._stream(

@@ -314,7 +314,10 @@ class Study:
                 self._identities[i.record] = identity(both)
         # What decides the numbers besides networks and their baselines.
         if analysis.decided_by is not None:
-            decided = dict(analysis.decided_by(network))
+            found = analysis.decided_by(network)
+            if found is None:
+                return list(work())
+            decided = dict(found)
         elif analysis.needs == "weights":
             decided = {}
         else:
@@ -365,6 +368,7 @@ def run_analyses(
     images: Images | None = None,
     train: Images | None = None,
     settings: StudySettings | None = None,
+    steps: ResultCache | None = None,
     strict: bool = True,
     **shared: Any,
 ) -> list[Result]:
@@ -374,7 +378,13 @@ def run_analyses(
     Other arguments as for `run_study`. Raises the error of an analysis that a network cannot have;
     without `strict` it is a `Skipped` result."""
     study = Study(
-        images, train, settings or StudySettings(), names=names, strict=strict, shared=shared
+        images,
+        train,
+        settings or StudySettings(),
+        steps=steps,
+        names=names,
+        strict=strict,
+        shared=shared,
     )
     networks = list(models)
     with study.after_passes(networks) as first:

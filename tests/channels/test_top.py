@@ -19,10 +19,10 @@ from mixer_probe.channels import (
     top_and_lowest,
     top_images,
 )
-from mixer_probe.channels.top import cell_box
+from mixer_probe.channels.top import TopMaps, cell_box, top_means
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.core.result import from_dict, to_dict
-from tests.networks import as_model, module_output, noise, randomised, settled
+from tests.networks import CASES, as_model, module_output, noise, randomised, settled
 
 LAYER = mp.Layer("x", "block", 1.0, (1, 3), 4, 0, 3)
 
@@ -231,3 +231,23 @@ def test_tables_and_storage(mixer: mp.Model) -> None:
     again = from_dict(to_dict(found))
     assert isinstance(again, TopImages)
     assert again.to_frame().equals(frame)
+
+
+@pytest.mark.parametrize("k", [2, 50])
+def test_maps_read_in_a_pass_are_those_of_the_images_shown(k: int) -> None:
+    case = CASES["resnet18"]
+    model, images = case.model(), case.images(23)
+    layers = model.select("blocks")[:2]
+    maps = TopMaps(k)
+    names = [layer.name for layer in layers]
+    run = mp.extract(model, images, names, batch_size=5, also=[maps.reading(layers)])
+    assert maps.n == 23
+    wanted = {a.name: [0, 5] for a in layers}
+    for ends in top_means(model, images, run, wanted, k):
+        for end in ends:
+            for channel, index in zip(end.channels, end.index, strict=True):
+                found = maps.compute(end.layer, int(channel), end.lowest, index)
+                expected = activation_maps(model, images, index, end.layer.name, int(channel))
+                assert found is not None
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+                assert maps.compute(end.layer, int(channel), end.lowest, index[::-1]) is None

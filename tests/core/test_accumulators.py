@@ -19,12 +19,18 @@ from torch.utils import _pytree as pytree
 import mixer_probe
 from mixer_probe.channels import ChannelMoments, RunningTop, channel_moments, extremes
 from mixer_probe.channels.overlap import ActivationMask, Overlap, Threshold, highest
+from mixer_probe.channels.top import TopMaps
 from mixer_probe.core.accumulator import Accumulator
 from mixer_probe.core.errors import MeasureError, StoreError
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.linear import RidgeMoments
 from mixer_probe.models import Layer
-from mixer_probe.probing.patch_position import GroupedMoments, PositionMoments, centres
+from mixer_probe.probing.patch_position import (
+    GroupedMoments,
+    PatchTokens,
+    PositionMoments,
+    centres,
+)
 from mixer_probe.similarity import MinibatchCKA, StreamingCKA
 from mixer_probe.weights.channel_kernels import KernelSums
 
@@ -93,6 +99,12 @@ CASES = {
         lambda a, rows: a.update(extremes(LAYER, tokens(rows), None), int(rows[0])),
         lambda a: list(a.compute()),
     ),
+    "TopMaps": Case(
+        partial(TopMaps, 4),
+        partial(TopMaps, 3),
+        lambda a, rows: a.update(LAYER, tokens(rows), int(rows[0])),
+        lambda a: [a.compute(LAYER, 2, False, np.argsort(-X.mean(1)[:, 2])[:4])],
+    ),
     "Threshold": Case(
         partial(Threshold, 6),
         partial(Threshold, 7),
@@ -116,6 +128,13 @@ CASES = {
         partial(GroupedMoments, PLACES + 1),
         lambda a, rows: a.update(a.of(tokens(rows)), len(rows)),
         lambda a: [p.directions for p in a.compute(np.array([0.1]), np.array([0.1]))],
+    ),
+    "PatchTokens": Case(
+        PatchTokens,
+        None,
+        lambda a, rows: a.update({"x": tokens(rows)}),
+        lambda a: a.compute(np.arange(23)),
+        alone=True,
     ),
     "StreamingCKA": Case(
         partial(StreamingCKA, hold=False),
