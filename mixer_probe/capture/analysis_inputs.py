@@ -17,7 +17,7 @@ import numpy as np
 from mixer_probe.capture.extraction import extract
 from mixer_probe.capture.representations import Reduce, Representations
 from mixer_probe.capture.store import bytes_per_image, stored_shape
-from mixer_probe.capture.stream import Reading, stream
+from mixer_probe.capture.stream import Reading, divide_hashing, stream
 from mixer_probe.capture.units import Units
 from mixer_probe.core.errors import ImagesError, MeasureError, MixerProbeError
 from mixer_probe.core.fingerprint import apart, digest
@@ -309,6 +309,7 @@ class Inputs:
         size = 4 * len(images) * sum(math.prod(stored_shape(x, reduce)[0]) for x in selected)
         if folder is None and (size > WORKING or ranks().world > 1):
             folder = self.share("runs", lambda: temporary_folder(self.shared))
+        divide_hashing(images)
         s, record, names = self.settings, self.record, [layer.name for layer in selected]
         of = digest(record.fingerprint, images.fingerprint, reduce, s.autocast or "", *names)[:16]
         out = None if folder is None else folder / f"{slug(record.name)}-{of}-{part}.zarr"

@@ -29,7 +29,15 @@ from mixer_probe.capture.representations import (
     count_non_finite,
 )
 from mixer_probe.capture.store import Passes, bytes_per_image, stored, stored_shape
-from mixer_probe.capture.stream import ImageSource, Piece, Reading, as_source, stream, to_host
+from mixer_probe.capture.stream import (
+    ImageSource,
+    Piece,
+    Reading,
+    as_source,
+    divide_hashing,
+    stream,
+    to_host,
+)
 from mixer_probe.capture.unit_sums import UnitSums
 from mixer_probe.capture.units import Units
 from mixer_probe.core.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
@@ -93,6 +101,8 @@ def extract(
             f"'{without[0]}' of {model.name} has no prefix token, so reduce='prefix' has nothing "
             "to take; use reduce='mean'"
         )
+    if out is not None:
+        divide_hashing(source)
     versions = {
         "mixer_probe": mixer_probe.__version__,
         "torch": torch.__version__,

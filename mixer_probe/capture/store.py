@@ -265,7 +265,8 @@ class RunWriter:
         group = zarr.create_group(zarr.storage.MemoryStore(memory))
         about = {"format": FORMAT, "run": to_dict(self._record), "coordinates": "image_id"}
         group.attrs.update({**about, "class_names": self._class_names, "complete": False})
-        codecs = [ZstdCodec(), Crc32cCodec()]
+        # Higher levels take longer and gain nothing on floating-point numbers.
+        codecs = [ZstdCodec(level=1), Crc32cCodec()]
         n = self.units.n
         # Every chunk is a file, whatever it holds, so that a lost one is noticed.
         with zarr.config.set({"array.write_empty_chunks": True}):

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from mixer_probe.core.errors import ImagesError, MixerProbeError, ModelError, Ou
 from mixer_probe.core.fingerprint import (
     digest,
     images_fingerprint,
+    learn_keys,
     pictures_fingerprint,
     tensor_keys,
 )
@@ -29,12 +31,13 @@ from mixer_probe.core.hooks import passing
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.validate import checked
-from mixer_probe.images.labelled import index_batches, indexed_batches
+from mixer_probe.images.labelled import Images, index_batches, indexed_batches
 from mixer_probe.images.transforms import split_transform, transform_for
 from mixer_probe.models.classes import LabelledImages
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.load import resolve_dtype
 from mixer_probe.models.model import Model
+from mixer_probe.parallel import gather, ranks
 
 T = TypeVar("T")
 
@@ -149,6 +152,24 @@ def as_source(images: ImageSource | torch.Tensor) -> ImageSource:
     if not len(images):
         raise ImagesError("the image set is empty: give at least one image")
     return images
+
+
+# Sets of images whose files the ranks have divided.
+_divided: WeakSet[Images] = WeakSet()
+
+
+def divide_hashing(images: ImageSource) -> None:
+    """Read the files of images for their keys, each rank of torchrun a part of them; every rank
+    calls it."""
+    here = ranks()
+    if here.world == 1 or not isinstance(images, Images) or images in _divided:
+        return
+    _divided.add(images)
+    part = images.subset(range(here.rank, len(images), here.world))
+    with suppress(ImagesError):  # every rank will meet the file that cannot be read
+        _ = part.keys
+    for known in gather(part.known_keys()):
+        learn_keys(known)
 
 
 def part_of(images: ImageSource | torch.Tensor, rows: Iterable[int] | np.ndarray) -> ImageSource:

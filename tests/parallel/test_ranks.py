@@ -3,6 +3,8 @@ die."""
 
 from __future__ import annotations
 
+import builtins
+import os
 import re
 import subprocess
 import sys
@@ -10,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import mixer_probe as mp
+from mixer_probe.capture.stream import divide_hashing
+from mixer_probe.core import fingerprint
 from mixer_probe.core.errors import StoreError
 from mixer_probe.parallel import Ranks, agree, alone, gather, ranks
 from tests.helpers.forked import run_ranks
@@ -22,8 +27,6 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 def output(module: str, *arguments: str) -> str:
     """What a script of this folder prints."""
-    import os
-
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
@@ -88,6 +91,36 @@ def test_what_the_first_decides_all_do() -> None:
 
         with pytest.raises(StoreError, match="the place is taken"):
             agree(fail)
+
+    _in_three(work)
+
+
+def test_processes_divide_the_reading_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is read by one of them, for the keys of all."""
+    # Files that were just written would be read every time.
+    monkeypatch.setattr(fingerprint, "_SETTLED_NS", -1)
+    for i in range(7):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    images = mp.load_images(tmp_path)
+    expected = mp.load_images(tmp_path).verify()
+    fingerprint._known_files.clear()
+
+    def work() -> None:
+        read: list[str] = []
+        opened = builtins.open
+
+        def counting(file: object, *rest: object, **options: object) -> object:
+            read.append(str(file))
+            return opened(file, *rest, **options)  # type: ignore[call-overload]
+
+        builtins.open = counting  # type: ignore[assignment]
+        divide_hashing(images)
+        own = [Path(file).name for file in read if file.endswith(".png")]
+        assert images.keys == expected
+        assert [Path(f).name for f in read if f.endswith(".png")] == own
+        assert sorted(own) == [f"{i}.png" for i in range(ranks().rank, 7, 3)]
 
     _in_three(work)
 
