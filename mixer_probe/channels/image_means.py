@@ -15,7 +15,7 @@ from mixer_probe.core.rows import Rows
 from mixer_probe.similarity.inputs import RepresentationsLike
 
 # Bytes of activations that are held in float64; ranks, squares and sums take several times as many.
-HELD = WORKING // 8
+HELD = WORKING // 16
 
 
 def array_of(reps: RepresentationsLike, name: str) -> Any:
@@ -44,21 +44,23 @@ class ImageMeans(Rows):
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         values = np.asarray(self._array[rows])
+        if self._channels is not None:
+            values = values[..., self._channels]
         if values.ndim == 3:
             values = values.mean(1, dtype=np.float64)
-        return np.asarray(
-            values if self._channels is None else values[:, self._channels], dtype=np.float64
-        )
+        return np.asarray(values, dtype=np.float64)
 
     def by_channels(self) -> Iterator[np.ndarray]:
         """Activations [image, channel] of some channels at a time, in order: as many as fit into
-        `HELD` bytes. Where these are not all, a temporary file has them channel by channel.
+        `HELD` bytes. Where these are not all of a run on disk, a temporary file has them channel by
+        channel.
 
         Raises StoreError where that cannot be written."""
         n, width = self.shape
         parts = [*slices(width, at_once(8 * n, HELD))]
-        if len(parts) == 1:
-            yield self[:]
+        if len(parts) == 1 or isinstance(self._array, np.ndarray):
+            known = np.arange(width) if self._channels is None else self._channels
+            yield from (self.only(known[part])[:] for part in parts)
             return
         size = at_once(8 * width, HELD, least=ROWS) // ROWS * ROWS
         try:
