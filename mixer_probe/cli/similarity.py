@@ -27,7 +27,9 @@ from mixer_probe.parallel import ranks
 
 @command("compare zoo:mixer zoo:vit --measure cka,procrustes --out similarity")
 def compare(
-    model_a: Annotated[str, typer.Argument(metavar="A", help="A model, or a stored run.")],
+    model_a: Annotated[
+        str, typer.Argument(metavar="A", help="A model, or a stored run (a folder or a URL).")
+    ],
     model_b: Annotated[str, typer.Argument(metavar="B", help="Another model or stored run.")],
     source: ImageOptions = ImageOptions(),
     measure: Measures = "cka",
@@ -81,7 +83,9 @@ def compare(
             )
         cells = sizes[0], sizes[-1]
     reduce = reduce or ("none" if cells else None)
-    names = [name for name in (model_a, model_b) if not Path(name).is_dir()]
+    # A stored run is a folder or a URL.
+    both = (model_a, model_b)
+    names = [name for name in both if "://" not in name and not Path(name).is_dir()]
     loaders = dict(zip(names, models.loaders(names), strict=True))
     # What a network or a stored run lacks is an error before any network runs.
     passes.check_layers(list(loaders.values()))

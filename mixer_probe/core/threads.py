@@ -42,10 +42,12 @@ def use_cores(n: int) -> None:
 
 
 def use_part(processes: int) -> None:
-    """Divide the cores of this machine with as many processes from now on. Threads inside a matrix
-    product stay as many as OMP_NUM_THREADS says, since the last bits depend on them."""
+    """Divide the cores of this machine with as many processes from now on, 1: have them all.
+    Threads inside a matrix product stay as many as they are, since the last bits depend on them."""
     global _part
-    _part = max(1, available_cores() // processes)
+    _part = None
+    if processes > 1:
+        _part = max(1, available_cores() // processes)
 
 
 def in_threads(make: Callable[[T], R], items: Sequence[T], threads: int | None = None) -> list[R]:

@@ -28,6 +28,7 @@ from mixer_probe.core.progress import task
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.skipped import Skipped, has_no_room
+from mixer_probe.core.threads import use_part
 from mixer_probe.images import Images
 from mixer_probe.images.classes import require_labels
 from mixer_probe.invariance.own_accuracy import own_accuracy
@@ -125,6 +126,8 @@ class Study:
                     with alone(), suppress(MixerProbeError):
                         replace(self, results=[], networks=[]).add(loaded(model), card)
                 gather(None)
+            # The others are done.
+            use_part(1)
         with alone() if here.world > 1 else nullcontext():
             yield here.first
 
