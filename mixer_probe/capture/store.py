@@ -17,7 +17,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,19 +180,11 @@ class RunWriter:
 
     def finished(self) -> bool:
         """Whether this very run is there, finished. Raises StoreError for something else."""
-        note, root = _read_note(self._place), None
-        # What is damaged of a run that a note tells of is written again.
-        with suppress(StoreError) if note == self._note() else nullcontext():
+        root, damaged = None, False
+        try:
             root = _read_root(self._place)
-        if note is None and root is None:
-            path = self._place.path
-            taken = path is not None and path.exists() and not path.is_dir()
-            if not taken and all(map(_is_left, self._place.sizes())):
-                return False
-            raise StoreError(
-                f"{self._place} already exists and is no run that could be gone on with; delete it "
-                "or choose another place"
-            )
+        except StoreError:
+            damaged = True
         if _complete(root):
             try:
                 found = open_run(self._place)
@@ -206,7 +198,16 @@ class RunWriter:
                     "delete it"
                 )
             return True
-        if note != self._note():
+        note = _read_note(self._place)
+        if note is None:
+            path = self._place.path
+            taken = path is not None and path.exists() and not path.is_dir()
+            if damaged or taken or not all(map(_is_left, self._place.sizes())):
+                raise StoreError(
+                    f"{self._place} already exists and is no run that could be gone on with; "
+                    "delete it or choose another place"
+                )
+        elif note != self._note():
             raise StoreError(
                 f"{self._place} holds another unfinished run; finish it, delete it or choose "
                 "another place"
@@ -219,32 +220,42 @@ class RunWriter:
 
         Raises StoreError if something else is there or the place cannot be written to."""
         self._alone = False
-        if not verify and self.finished():
+        try:
+            finished = self.finished()
+        except StoreError:
+            # A damaged run can be repaired, if it is this one.
+            if not (verify and self._is_ours()):
+                raise
+            finished = False
+        if finished and not verify:
             return True
         with self._disk():
-            note = _read_note(self._place)
-            if note is not None and note != self._note():
-                raise StoreError(
-                    f"{self._place} holds another run, or one whose record is damaged; choose "
-                    "another place or delete it"
-                )
-            if note is None:
-                # First of all: whatever happens from here on, the place is known to be this run.
-                content = self._note()
-                text = json.dumps({**content, "checksum": checksum(content)})
-                self._place.write(_NOTE, text.encode())
+            # First of all: whatever happens from here on, the place is known to be this run.
+            note = self._note()
+            content = json.dumps({**note, "checksum": checksum(note)}).encode()
+            if _read(self._place, _NOTE) != content:
+                self._place.write(_NOTE, content)
+            sound = _keep_sound(self._place, self.units, verify)
+            if finished and sound:
+                return True
             # Written again where they differ, which mends what is damaged.
             files = self._metadata()
             there = {name: _read(self._place, name) for name in files}
-            sound = _keep_sound(self._place, self.units, verify)
-            if sound and verify:
-                with suppress(StoreError):
-                    open_run(self._place)
-                    return True
             changed = {name: new for name, new in files.items() if there[name] != new}
             if changed:
                 self._place.write_all(changed)
         return False
+
+    def _is_ours(self) -> bool:
+        """Whether what is there is this run, by its note or by its record."""
+        with suppress(StoreError):
+            if _read_note(self._place) == self._note():
+                return True
+        try:
+            record: RunRecord = from_dict((_read_root(self._place) or {})["attributes"]["run"])
+            return record.identity() == self._record.identity()
+        except (StoreError, KeyError, ValueError, TypeError, AttributeError):
+            return False
 
     def _note(self) -> dict[str, Any]:
         """What the run is."""
@@ -645,12 +656,12 @@ def open_run(path: str | Path | Place) -> Representations:
 
     place = path if isinstance(path, Place) else Place(path)
     try:
-        note, root = _read_note(place), _read_root(place)
-        unfinished = note is not None and not _complete(root)
-        done = _images_done(place, Units(note["n"], note["unit"])) if unfinished and note else 0
+        root = _read_root(place)
+        note = None if _complete(root) else _read_note(place)
+        done = _images_done(place, Units(note["n"], note["unit"])) if note else 0
     except OSError as error:
         raise StoreError(f"cannot read the run at {place}: {reason(error)}") from error
-    if unfinished and note:
+    if note:
         raise StoreError(
             f"the run at {place} is unfinished ({done} of {note['n']} images); run the same "
             "extract again to finish it"

@@ -438,7 +438,22 @@ def test_a_foreign_folder_is_refused_and_left_alone(model: Model, tmp_path: Path
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
     with pytest.raises(StoreError, match="already exists"):
         extract(model, Source(3), out=tmp_path / "run")
+    with pytest.raises(StoreError, match="already exists"):
+        extract(model, Source(3), out=tmp_path / "run", verify=True)
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["thesis.txt"]
     assert (tmp_path / "run" / "thesis.txt").read_text() == "years of work"
+
+
+def test_of_another_run_nothing_is_verified(model: Model, tmp_path: Path) -> None:
+    extract(model, Source(3), out=tmp_path / "run")
+    (tmp_path / "run" / "units" / "run.json").write_text("damaged")
+    with pytest.raises(StoreError, match="already holds another run"):
+        extract(model, Source(4), out=tmp_path / "run", verify=True)
+    # What a finished run no longer needs is written again.
+    source = Source(3)
+    extract(model, source, out=tmp_path / "run", verify=True)
+    assert source.given == 0
+    assert (tmp_path / "run" / "units" / "run.json").read_text().startswith("{")
 
 
 def test_a_file_in_the_place_is_refused(model: Model, tmp_path: Path) -> None:
@@ -463,7 +478,7 @@ def _cut(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_units")
-@pytest.mark.parametrize("what", ["metadata", "layer", "chunk", "labels", "run"])
+@pytest.mark.parametrize("what", ["metadata", "layer", "chunk", "labels", "run", "note"])
 def test_a_damaged_run_is_refused(model: Model, tmp_path: Path, what: str) -> None:
     run = tmp_path / "run"
     extract(model, Source(9), "blocks", reduce="none", out=run)
@@ -477,11 +492,18 @@ def test_a_damaged_run_is_refused(model: Model, tmp_path: Path, what: str) -> No
         next(p for p in (run / "blocks.0" / "c").rglob("*") if p.is_file()).unlink()
     elif what == "labels":
         shutil.rmtree(run / "label" / "c")
+    elif what == "note":
+        _cut(run / "zarr.json")
+        _cut(run / "units" / "run.json")
     else:
         group = zarr.open_group(run, mode="r+")
         group.attrs["run"] = {"$type": "RunRecord"}
     with pytest.raises(StoreError, match=r"damaged|no run at"):
         open_run(run)
+    if what == "note":  # nothing says any more what it is
+        with pytest.raises(StoreError, match="damaged"):
+            extract(model, Source(9), "blocks", reduce="none", out=run, verify=True)
+        return
     if what != "metadata":  # which is known, and written again
         with pytest.raises(StoreError, match=r"already exists: .*with verify=True"):
             extract(model, Source(9), "blocks", reduce="none", out=run)
