@@ -8,6 +8,7 @@ import multiprocessing
 import operator
 import pickle
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -499,18 +500,20 @@ def _context() -> BaseContext:
     return context
 
 
+# Held while processes start: one thread restores what it found.
+_main_hidden = threading.RLock()
+
+
 @contextmanager
 def _without_main(dataset: _Batches) -> Iterator[None]:
     """Inside, processes start without running the script or notebook of this one again, unless what
     they get is defined there."""
     main: dict[str, Any] = vars(sys.modules["__main__"])
-    hidden: dict[str, Any] = {
-        name: main[name]
-        for name in ("__file__", "__spec__")
-        if name in main and not dataset.needs_main()
-    }
-    main |= dict.fromkeys(hidden)
-    try:
-        yield
-    finally:
-        main |= hidden
+    names = () if dataset.needs_main() else ("__file__", "__spec__")
+    with _main_hidden:
+        hidden = {name: main[name] for name in names if name in main}
+        main |= dict.fromkeys(hidden)
+        try:
+            yield
+        finally:
+            main |= hidden

@@ -42,8 +42,8 @@ from mixer_probe.images.decode import (
     to_rgb,
 )
 
-# The header of most images is within their first bytes.
-_HEAD = 2**16
+# The header of most images is within their first bytes; of others all are read.
+_HEAD = 2**12
 # Samples that are examined at once, on several cores.
 _AT_ONCE = 64
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
@@ -124,7 +124,7 @@ class StreamReader:
     from the start again."""
 
     source: Callable[[], Iterator[bytes | Image.Image]]
-    known: tuple[str, ...]
+    known: tuple[str, ...] = field(repr=False)
     top: int | None = None
     _next: int = field(default=0, init=False, repr=False)
     _held: bytes | Image.Image = field(default=b"", init=False, repr=False)

@@ -13,6 +13,7 @@ import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,37 @@ def test_a_stream_is_read_once_in_order_and_again_to_go_back() -> None:
     part = reader.part([5, 1, 3, 1])
     assert [part.open(i).getpixel((0, 0))[0] for i in range(4)] == [5, 1, 3, 1]  # type: ignore[index]
     assert starts == [4, 5]
+
+
+class Decoded:
+    """A reader of timm that gives decoded images, as that of TensorFlow does."""
+
+    class_to_idx = {"cat": 0, "dog": 1}  # noqa: RUF012
+    dist_rank = 5
+
+    def __iter__(self) -> Iterator[tuple[Image.Image | None, np.int64]]:
+        assert self.dist_rank == 0
+        for i in range(6):
+            image = Image.new("RGB", (4, 4), (i, 0, 0))
+            yield None if i == 3 else image, np.int64(i % 2)
+
+
+def test_a_stream_of_decoded_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mixer_probe.images import timm_sets
+
+    monkeypatch.setattr(timm_sets.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(timm_sets, "_create", lambda *_: SimpleNamespace(reader=Decoded()))
+    with pytest.raises(ImagesError, match="cannot read an image of 'tfds/x': it is missing"):
+        mp.load_images("tfds/x")
+    with pytest.warns(ImagesWarning, match="1 unreadable"):
+        images = mp.load_images("tfds/x", on_error="skip")
+    assert images.class_names == ("cat", "dog")
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1, 0, 0, 1]
+    assert [image.getpixel((0, 0)) for image in images] == [(i, 0, 0) for i in (0, 1, 2, 4, 5)]
+    assert images.keys == images.verify()
+    assert len(set(images.keys)) == 5
+    assert pickle.loads(pickle.dumps(images))[3].getpixel((0, 0)) == (4, 0, 0)
 
 
 def test_a_split_of_timm_has_its_labels_classes_and_order(tmp_path: Path) -> None:
