@@ -248,6 +248,16 @@ class _EndMaps:
     index: Annotated[Tensor, "rank", "channel"]
     maps: Annotated[Tensor, "rank", "channel", "position"]
 
+    def of(self, channels: Tensor) -> _EndMaps:
+        """A copy for some channels."""
+        return _EndMaps(self.value[:, channels], self.index[:, channels], self.maps[:, channels])
+
+    def put(self, channels: Tensor, found: _EndMaps) -> None:
+        """Replace those of some channels."""
+        self.value[:, channels] = found.value
+        self.index[:, channels] = found.index
+        self.maps[:, channels] = found.maps
+
     def best(self, k: int, other: _EndMaps) -> _EndMaps:
         """The first `k` of both by value."""
         value, index, maps = (
@@ -301,16 +311,20 @@ class TopMaps(Accumulator):
             value = (-means if lowest else means).masked_fill(means.isnan(), -torch.inf)
             name, order = f"{layer.name} {lowest}", _ranked_rows(value, index)[: self.k]
             value, kept = value.gather(0, order), self._kept.get(name)
-            if (
-                kept is not None
-                and len(kept.value) == self.k
-                and bool((value <= kept.value[-1]).all())
-            ):
-                continue
             channels = torch.arange(means.shape[1], device=means.device)
+            full = kept is not None and len(kept.value) == self.k
+            if kept is not None and full and means.device.type == "cpu":
+                # After many images few channels have a new one.
+                channels = (value[0] > kept.value[-1]).nonzero()[:, 0]
+                order, value = order[:, channels], value[:, channels]
+            if not len(channels):
+                continue
             maps = positions[order, :, channels].float()
-            found = _EndMaps(value, index.gather(0, order), maps)
-            self._kept[name] = found if kept is None else kept.best(self.k, found)
+            found = _EndMaps(value, index[:, channels].gather(0, order), maps)
+            if kept is not None and full:
+                kept.put(channels, kept.of(channels).best(self.k, found))
+            else:
+                self._kept[name] = found if kept is None else kept.best(self.k, found)
 
     def merge(self, other: TopMaps) -> None:
         """Add the images of `other`, which come after those here. Raises MeasureError unless it
@@ -321,7 +335,8 @@ class TopMaps(Accumulator):
         self._seen |= other._seen
         for name, found in other._kept.items():
             kept = self._kept.get(name)
-            self._kept[name] = found if kept is None else kept.best(self.k, found)
+            every = torch.arange(found.value.shape[1], device=found.value.device)
+            self._kept[name] = found.of(every) if kept is None else kept.best(self.k, found)
 
     def compute(
         self, layer: Layer, channel: int, lowest: bool, index: np.ndarray
