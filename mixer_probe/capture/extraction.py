@@ -44,7 +44,7 @@ from mixer_probe.core.errors import ImagesError, LayerError, NonFiniteWarning, S
 from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.memory import check_fits
-from mixer_probe.core.validate import checked
+from mixer_probe.core.validate import check_choice, checked
 from mixer_probe.images import DistortedImages, Images
 from mixer_probe.models.model import Model
 
@@ -65,6 +65,7 @@ def extract(
     batch_size: int = 64,
     out: str | os.PathLike[str] | None = None,
     autocast: str | None = None,
+    dtype: Literal["float16", "float32", "float64"] | None = None,
     also: Sequence[Reading] = (),
     verify: bool = False,
     workers: int | Literal["auto"] = "auto",
@@ -83,9 +84,11 @@ def extract(
     there are, as long as each has as many threads. With `verify` all that is stored is read, and
     what is damaged is made anew.
 
-    `autocast` is None, "bfloat16" or "float16". Those of `also` read in the same forward passes;
-    what they add up is kept in the store. `workers` are processes that decode images, see
-    `Images.batches`.
+    `autocast` is None, "bfloat16" or "float16". `dtype` is the type of the numbers that are
+    returned and stored, by default float64 for a network in float64, else float32; in float16
+    they take half the space, and those beyond 65,504 become infinite. Those of `also` read in
+    the same forward passes; what they add up is kept in the store. `workers` are processes that
+    decode images, see `Images.batches`.
 
     Returns arrays [image, channel], or [image, position, channel] for reduce="none".
 
@@ -109,7 +112,9 @@ def extract(
         "timm": timm.__version__,
         "python": platform.python_version(),
     }
-    dtype = "float64" if model.dtype is torch.float64 else "float32"
+    if dtype is None:
+        dtype = "float64" if model.dtype is torch.float64 else "float32"
+    check_choice("dtype", dtype, ("float16", "float32", "float64"), ImagesError)
     precision = autocast or str(model.dtype)
     record = RunRecord(
         model.record, source.record, selected, reduce, repr(model.input), precision, dtype, versions
@@ -172,11 +177,12 @@ def _pieces(
             reduced = piece.found[layer.name]
             values, prefix = reduced if isinstance(reduced, tuple) else (reduced, None)
             shape = stored_shape(layer, record.reduce)[0]
-            arrays[layer.name] = (
-                values.numpy().astype(record.dtype, copy=False).reshape(piece.n, *shape)
-            )
-            if prefix is not None:
-                arrays[PREFIX + layer.name] = prefix.numpy().astype(record.dtype, copy=False)
+            # Beyond the range of a narrow type is infinity, which is counted.
+            with np.errstate(over="ignore"):
+                own = values.numpy().astype(record.dtype, copy=False)
+                arrays[layer.name] = own.reshape(piece.n, *shape)
+                if prefix is not None:
+                    arrays[PREFIX + layer.name] = prefix.numpy().astype(record.dtype, copy=False)
         yield piece, arrays
 
 

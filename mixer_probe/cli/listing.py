@@ -103,6 +103,10 @@ def extract(
         str, typer.Option(help="mean over positions, prefix token, or none (all positions).")
     ] = "mean",
     models: ModelOptions = ModelOptions(),
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float16 takes half the space of float32 (default)."),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Read all that is stored, and write anew what is damaged."),
@@ -122,6 +126,7 @@ def extract(
         passes.chosen,
         reduce=reduce,  # type: ignore[arg-type]
         out=place,
+        dtype=dtype,  # type: ignore[arg-type]
         verify=verify,
         **options,
     )

@@ -14,10 +14,11 @@ import pytest
 import torch
 import zarr
 
+import mixer_probe as mp
 import mixer_probe.capture.store as store
 import mixer_probe.capture.units as units
 from mixer_probe.capture import Representations, extract, open_run
-from mixer_probe.core.errors import NonFiniteWarning, StoreError
+from mixer_probe.core.errors import ImagesError, NonFiniteWarning, StoreError
 from mixer_probe.core.result import ImagesRecord
 from mixer_probe.images.labelled import index_batches
 from mixer_probe.models import Model
@@ -176,6 +177,26 @@ def test_float64_and_values_that_are_not_finite(tmp_path: Path) -> None:
     assert stored["blocks.0"].dtype == np.float64
     assert np.isnan(stored["blocks.0"][:, 2]).all()
     assert open_run(tmp_path / "run").non_finite == {"blocks.0": 5}
+
+
+def test_half_precision_takes_half_the_space(tmp_path: Path) -> None:
+    model = CASES["mixer"].model()
+    full, half = (extract(model, Source(9), dtype=kind) for kind in ("float32", "float16"))
+    stored = extract(model, Source(9), dtype="float16", out=tmp_path / "run")
+    for name in full:
+        assert stored[name].dtype == half[name].dtype == np.float16
+        np.testing.assert_array_equal(stored[name], full[name].astype(np.float16))
+        np.testing.assert_array_equal(half[name], stored[name])
+    cka = [mp.compare(run, run, permutations=0, resamples=0).values for run in (full, stored)]
+    np.testing.assert_allclose(cka[1], cka[0], atol=2e-3)
+    with pytest.raises(StoreError, match="already holds another run"):
+        extract(model, Source(9), out=tmp_path / "run")
+    with pytest.raises(ImagesError, match="dtype"):
+        extract(model, Source(9), dtype="int8")  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.module.blocks[0].mlp_channels.fc2.bias[2] = 1e5
+    with pytest.warns(NonFiniteWarning, match="9 values of layer 'blocks.0'"):
+        extract(model, Source(9), "blocks.0", dtype="float16")
 
 
 def test_a_layer_of_nothing_but_nan_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
