@@ -20,7 +20,7 @@ from mixer_probe.capture.interventions import (
     scale,
 )
 from mixer_probe.capture.representations import Representations, RunRecord
-from mixer_probe.capture.store import open_run
+from mixer_probe.capture.run_files import open_run
 from mixer_probe.capture.stream import (
     ImageSource,
     Piece,

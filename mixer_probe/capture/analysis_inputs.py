@@ -16,7 +16,7 @@ import numpy as np
 
 from mixer_probe.capture.extraction import extract
 from mixer_probe.capture.representations import Reduce, Representations
-from mixer_probe.capture.store import bytes_per_image, stored_shape
+from mixer_probe.capture.run_files import bytes_per_image, stored_shape
 from mixer_probe.capture.stream import Reading, divide_hashing, stream
 from mixer_probe.capture.units import Units
 from mixer_probe.core.errors import ImagesError, MeasureError, MixerProbeError

@@ -28,7 +28,8 @@ from mixer_probe.capture.representations import (
     RunRecord,
     count_non_finite,
 )
-from mixer_probe.capture.store import Passes, bytes_per_image, stored, stored_shape
+from mixer_probe.capture.run_files import bytes_per_image, stored_shape
+from mixer_probe.capture.store import Passes, stored
 from mixer_probe.capture.stream import (
     ImageSource,
     Piece,

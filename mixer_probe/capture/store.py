@@ -12,7 +12,6 @@ labels of the images: what was damaged since is refused when it is read, and `ve
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import warnings
@@ -23,16 +22,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixer_probe.capture.representations import PREFIX, Representations, RunRecord, count_non_finite
+from mixer_probe.capture.representations import Representations, RunRecord, count_non_finite
+from mixer_probe.capture.run_files import (
+    FORMAT,
+    NOTE,
+    array_of,
+    arrays_of,
+    bytes_per_image,
+    chunk_rows,
+    columns_of,
+    digest_of,
+    folded,
+    images_done,
+    is_complete,
+    is_left,
+    keep_sound,
+    marker_name,
+    markers,
+    open_run,
+    parts_of,
+    read_file,
+    read_marker,
+    read_note,
+    read_root,
+    state_name,
+    sum_name,
+)
 from mixer_probe.capture.unit_sums import UnitSums
 from mixer_probe.capture.units import Units
 from mixer_probe.core.accumulator import pack, unpack
 from mixer_probe.core.errors import MixerProbeError, StoreError
-from mixer_probe.core.files import checksum, is_leftover, only_writer, printable, reason, remedy
+from mixer_probe.core.files import checksum, only_writer, printable, reason, remedy
 from mixer_probe.core.fingerprint import keys_by_name, keys_of
 from mixer_probe.core.places import Place
 from mixer_probe.core.result import from_dict, to_dict
-from mixer_probe.models.layer import Layer
 from mixer_probe.parallel import Lease, agree, gather, ranks
 
 if TYPE_CHECKING:
@@ -40,16 +63,7 @@ if TYPE_CHECKING:
 
     from mixer_probe.capture.stream import ImageSource, Piece
 
-FORMAT = "mixer-probe run 3"
-_CHUNK_BYTES = 16 * 2**20
-_CHUNK_ROWS = 1024
-_NOTE = "units/run.json"
 _WRITER = "units/writer.lease"
-_REPAIR = (
-    "run the same extract again with verify=True (--verify), which writes what is damaged anew"
-)
-# Attributes that a run has only when it is finished.
-_LAST = ("complete", "non_finite", "digest")
 # Seconds between two looks at what other processes have done.
 _WAIT = 0.5
 
@@ -131,7 +145,7 @@ def stored(
             if failures and writer.missing():
                 raise failure or failures[0]
             agree(writer.finish)
-    sums.load(_folded(place, sums.names))
+    sums.load(folded(place, sums.names))
     return open_run(out)
 
 
@@ -169,7 +183,9 @@ class RunWriter:
     ) -> None:
         self._place = out if isinstance(out, Place) else Place(out)
         self._record, self._sums = record, sums
-        self._columns = _columns(ids, keys or keys_by_name(record.images.fingerprint, ids), labels)
+        self._columns = columns_of(
+            ids, keys or keys_by_name(record.images.fingerprint, ids), labels
+        )
         self._class_names = list(map(printable, class_names)) if class_names else None
         self.units = Units.of(len(ids), bytes_per_image(record))
         self._now: dict[int, _Unit] = {}
@@ -182,10 +198,10 @@ class RunWriter:
         """Whether this very run is there, finished. Raises StoreError for something else."""
         root, damaged = None, False
         try:
-            root = _read_root(self._place)
+            root = read_root(self._place)
         except StoreError:
             damaged = True
-        if _complete(root):
+        if is_complete(root):
             try:
                 found = open_run(self._place)
             except StoreError as error:
@@ -198,11 +214,11 @@ class RunWriter:
                     "delete it"
                 )
             return True
-        note = _read_note(self._place)
+        note = read_note(self._place)
         if note is None:
             path = self._place.path
             taken = path is not None and path.exists() and not path.is_dir()
-            if damaged or taken or not all(map(_is_left, self._place.sizes())):
+            if damaged or taken or not all(map(is_left, self._place.sizes())):
                 raise StoreError(
                     f"{self._place} already exists and is no run that could be gone on with; "
                     "delete it or choose another place"
@@ -233,14 +249,14 @@ class RunWriter:
             # First of all: whatever happens from here on, the place is known to be this run.
             note = self._note()
             content = json.dumps({**note, "checksum": checksum(note)}).encode()
-            if _read(self._place, _NOTE) != content:
-                self._place.write(_NOTE, content)
-            sound = _keep_sound(self._place, self.units, verify)
+            if read_file(self._place, NOTE) != content:
+                self._place.write(NOTE, content)
+            sound = keep_sound(self._place, self.units, verify)
             if finished and sound:
                 return True
             # Written again where they differ, which mends what is damaged.
             files = self._metadata()
-            there = {name: _read(self._place, name) for name in files}
+            there = {name: read_file(self._place, name) for name in files}
             changed = {name: new for name, new in files.items() if there[name] != new}
             if changed:
                 self._place.write_all(changed)
@@ -249,10 +265,10 @@ class RunWriter:
     def _is_ours(self) -> bool:
         """Whether what is there is this run, by its note or by its record."""
         with suppress(StoreError):
-            if _read_note(self._place) == self._note():
+            if read_note(self._place) == self._note():
                 return True
         try:
-            record: RunRecord = from_dict((_read_root(self._place) or {})["attributes"]["run"])
+            record: RunRecord = from_dict((read_root(self._place) or {})["attributes"]["run"])
             return record.identity() == self._record.identity()
         except (StoreError, KeyError, ValueError, TypeError, AttributeError):
             return False
@@ -293,7 +309,7 @@ class RunWriter:
                 column[:] = np.array(values, dtype=np.int64 if name == "label" else object)
         rows = chunk_rows(self._record, self.units)
         shard = min(self.units.size, -(-n // rows) * rows)
-        for name, (shape, dimensions) in _arrays_of(self._record).items():
+        for name, (shape, dimensions) in arrays_of(self._record).items():
             group.create_array(
                 name,
                 shape=(n, *shape),
@@ -316,7 +332,7 @@ class RunWriter:
     def missing(self) -> list[int]:
         """The units that are not written yet."""
         with self._disk():
-            there = _markers(self._place)
+            there = markers(self._place)
         return [unit for unit in range(len(self.units)) if unit not in there]
 
     def batches(self, batch_size: int) -> Iterator[range]:
@@ -341,7 +357,7 @@ class RunWriter:
                 lease = Lease(self._place, f"units/{index:06d}.lease")
                 if not lease.take():
                     return None
-                if _read(self._place, _marker(index)) is not None:
+                if read_file(self._place, marker_name(index)) is not None:
                     lease.release()
                     return None
                 unit.lease = lease
@@ -351,7 +367,7 @@ class RunWriter:
     def _resume(self, unit: _Unit, batch_size: int) -> None:
         """Go on from what an interrupted process kept of a unit, at the beginning of a batch, so
         that batches and with them the last bits are those of an uninterrupted run."""
-        found = max(_parts(self._place, unit.index), default=None)
+        found = max(parts_of(self._place, unit.index), default=None)
         states: Any = None
         if found is not None:
             with suppress(StoreError, OSError, ValueError):
@@ -395,15 +411,15 @@ class RunWriter:
             group = self._open()
             self._noted.written.clear()
             for name, values in unit.arrays.items():
-                _array(group, name)[unit.rows.start : unit.rows.stop] = values
+                array_of(group, name)[unit.rows.start : unit.rows.stop] = values
             count_non_finite(unit.arrays, counts)
             if states and states["sums"]:
-                self._place.write(_state(unit.index), pack(states["sums"]))
+                self._place.write(state_name(unit.index), pack(states["sums"]))
             self._place.sync(self._noted.written)
             marker = {"unit": unit.index, "non_finite": counts, "files": dict(self._noted.written)}
             text = json.dumps({**marker, "checksum": checksum(marker)}, sort_keys=True)
-            self._place.write(_marker(unit.index), text.encode())
-            self._place.remove(name for _, name in _parts(self._place, unit.index))
+            self._place.write(marker_name(unit.index), text.encode())
+            self._place.remove(name for _, name in parts_of(self._place, unit.index))
             if unit.lease is not None:
                 unit.lease.release()
         del self._now[unit.index]
@@ -449,7 +465,7 @@ class RunWriter:
     def finish(self) -> None:
         """Make it a finished run. Raises StoreError where a unit is missing."""
         with self._disk():
-            there = _markers(self._place)
+            there = markers(self._place)
             missing = [unit for unit in range(len(self.units)) if unit not in there]
             if missing:
                 raise StoreError(
@@ -458,14 +474,14 @@ class RunWriter:
                 )
             non_finite: dict[str, int] = {}
             for unit in sorted(there):
-                for layer, count in _read_marker(self._place, unit)["non_finite"].items():
+                for layer, count in read_marker(self._place, unit)["non_finite"].items():
                     non_finite[layer] = non_finite.get(layer, 0) + count
             self._fold()
             root = json.loads(self._place.read("zarr.json"))
             root["attributes"] |= {"complete": True, "non_finite": non_finite}
-            root["attributes"]["digest"] = _digest(root, self._columns)
+            root["attributes"]["digest"] = digest_of(root, self._columns)
             self._place.write("zarr.json", json.dumps(root).encode())
-            self._place.remove(filter(_is_left, self._place.sizes()))
+            self._place.remove(filter(is_left, self._place.sizes()))
 
     def _fold(self) -> None:
         """One state of all units for every sum that has been added up over all of them."""
@@ -474,12 +490,12 @@ class RunWriter:
         indices = range(len(self.units))
         for name in self._sums.names:
             try:
-                states = (unpack(self._place.read(_state(unit)))[name] for unit in indices)
+                states = (unpack(self._place.read(state_name(unit)))[name] for unit in indices)
                 whole = self._sums.fold(name, states)
             except (FileNotFoundError, KeyError):
                 # Some units were written by a run that did not add it up.
                 continue
-            self._place.write(_sum(name), pack(whole))
+            self._place.write(sum_name(name), pack(whole))
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -489,348 +505,8 @@ class RunWriter:
         except OSError as error:
             safe = "what is there"
             with suppress(OSError):
-                safe = f"{_images_done(self._place, self.units)} of {self.units.n} images"
+                safe = f"{images_done(self._place, self.units)} of {self.units.n} images"
             raise StoreError(
                 f"could not write to {self._place} ({reason(error)}); {safe} are safe: "
                 f"{remedy(error)} and run the same again to go on"
             ) from error
-
-
-# -- units on the disk -----------------------------------------------------------------------------
-
-
-def _is_left(name: str) -> bool:
-    """Whether a file is of no use in a finished run: a state, a lease, a part of a unit, or a
-    temporary file of a process that was killed."""
-    left = name.endswith((".state", ".lease", ".partial")) or ".part-" in name
-    return left or is_leftover(Path(name))
-
-
-def _marker(unit: int) -> str:
-    return f"units/{unit:06d}.json"
-
-
-def _state(unit: int) -> str:
-    return f"units/{unit:06d}.state"
-
-
-def _sum(name: str) -> str:
-    return f"units/{hashlib.sha256(name.encode()).hexdigest()[:16]}.sum"
-
-
-def _markers(place: Place) -> set[int]:
-    """The units with a marker."""
-    names = (name.removeprefix("units/").removesuffix(".json") for name in place.sizes("units"))
-    return {int(name) for name in names if name.isdecimal()}
-
-
-def _read_marker(place: Place, unit: int) -> dict[str, Any]:
-    """Raises StoreError for one that is missing or damaged."""
-    try:
-        marker: dict[str, Any] = json.loads(place.read(_marker(unit)))
-        if marker.pop("checksum") == checksum(marker):
-            return marker
-    except (FileNotFoundError, ValueError, KeyError, AttributeError):
-        pass
-    raise _damaged(place, f"{_marker(unit)} is not as it was written")
-
-
-def _parts(place: Place, unit: int) -> list[tuple[int, str]]:
-    """What is kept of an interrupted unit: numbers of images, and names."""
-    start = f"units/{unit:06d}.part-"
-    names = [name for name in place.sizes("units") if name.startswith(start)]
-    return [(int(name.removeprefix(start)), name) for name in names]
-
-
-def _images_done(place: Place, units: Units) -> int:
-    """Images that are safely there: of whole units, and of parts of others."""
-    whole = _markers(place)
-    begun: dict[int, int] = {}
-    for name in place.sizes("units"):
-        unit, _, images = name.removeprefix("units/").partition(".part-")
-        if images and int(unit) not in whole:
-            begun[int(unit)] = max(begun.get(int(unit), 0), int(images))
-    return sum(len(units[unit]) for unit in whole) + sum(begun.values())
-
-
-def _keep_sound(place: Place, units: Units, verify: bool) -> bool:
-    """Remove the markers of units whose files are missing or have another size, or with `verify`
-    another content. Returns whether there was none."""
-    sizes, bad = place.sizes(), []
-    for unit in sorted(_markers(place)):
-        try:
-            if unit >= len(units):
-                raise _damaged(place, f"there is no unit {unit}")
-            for name, about in _read_marker(place, unit)["files"].items():
-                if sizes.get(name) != about["bytes"] or (
-                    verify and hashlib.sha256(place.read(name)).hexdigest() != about["sha256"]
-                ):
-                    raise _damaged(place, name)
-        except (StoreError, FileNotFoundError):
-            bad.append(unit)
-    place.remove(map(_marker, bad))
-    return not bad
-
-
-def _folded(place: Place, names: Iterable[str]) -> dict[str, Any]:
-    """The states of all units, by the name of the sum; without those that are not there."""
-    found = {}
-    for name in names:
-        with suppress(FileNotFoundError, StoreError):
-            found[name] = unpack(place.read(_sum(name)))
-    return found
-
-
-# -- reading ---------------------------------------------------------------------------------------
-
-
-class StoredArray:
-    """An array of a run, one row per image, of which `array[rows]` is read: a slice, integers, a
-    mask, or `...` for all.
-
-    Raises StoreError where files are damaged or missing, whatever happened to them since the run
-    was opened."""
-
-    def __init__(self, group: zarr.Group, name: str, place: Place) -> None:
-        """Raises StoreError if there is no such array."""
-        self._name, self._place = name, place
-        with self._reading():
-            self._array = _array(group, name)
-        self.shape, self.dtype = self._array.shape, self._array.dtype
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        with self._reading(rows):
-            return np.asarray(self._array[...] if rows is ... else self._array.oindex[rows])
-
-    def files(self, rows: Any = ...) -> list[str]:
-        """The names of the files that hold the numbers of the `rows`."""
-        metadata: Any = self._array.metadata
-        rest = (0,) * (len(self.shape) - 1)
-        size = (self._array.shards or self._array.chunks)[0]
-        shards = np.unique(np.arange(self.shape[0])[rows] // size)
-        return [f"{self._name}/{metadata.encode_chunk_key((int(i), *rest))}" for i in shards]
-
-    def _damaged_file(self, rows: Any) -> str:
-        """The first of the files that is not as it was written, else the name of the array."""
-        for name in self.files(rows):
-            with suppress(StoreError, KeyError, OSError):
-                marker = _read_marker(self._place, int(name.split("/c/")[1].split("/")[0]))
-                content = hashlib.sha256(self._place.read(name)).hexdigest()
-                if content != marker["files"][name]["sha256"]:
-                    return f"{name}, of unit {marker['unit']}"
-        return f"'{self._name}'"
-
-    @contextmanager
-    def _reading(self, rows: Any = ...) -> Iterator[None]:
-        from mixer_probe.capture.chunks import MissingChunkError
-
-        try:
-            yield
-        except (MemoryError, IndexError, StoreError):
-            raise
-        except MissingChunkError as error:
-            raise _damaged(self._place, f"{error} is missing") from error
-        except OSError as error:
-            raise StoreError(
-                f"cannot read '{self._name}' of the run at {self._place}: {reason(error)}"
-            ) from error
-        except Exception as error:
-            # zarr and its codecs raise errors of many kinds.
-            what = f"{self._damaged_file(rows)}: {error}" if hasattr(self, "_array") else error
-            raise _damaged(self._place, str(what)) from error
-
-
-def _damaged(place: Place, what: str) -> StoreError:
-    return StoreError(f"the run at {place} is damaged ({printable(what)}); {_REPAIR}")
-
-
-def open_run(path: str | Path | Place) -> Representations:
-    """A stored run as `extract` returned it; arrays are read when they are asked for.
-
-    `path` is a folder, or a URL that fsspec opens. Raises StoreError for a path that holds no run,
-    an unfinished or a damaged one, or one of another version; so does reading an array that was
-    damaged or lost."""
-    import zarr
-
-    from mixer_probe.capture.chunks import Strict
-
-    place = path if isinstance(path, Place) else Place(path)
-    try:
-        root = _read_root(place)
-        note = None if _complete(root) else _read_note(place)
-        done = _images_done(place, Units(note["n"], note["unit"])) if note else 0
-    except OSError as error:
-        raise StoreError(f"cannot read the run at {place}: {reason(error)}") from error
-    if note:
-        raise StoreError(
-            f"the run at {place} is unfinished ({done} of {note['n']} images); run the same "
-            "extract again to finish it"
-        )
-    if root is None:
-        raise StoreError(f"no run at {place}; give the folder that extract wrote with out=")
-    attrs = root.get("attributes")
-    if not isinstance(attrs, dict) or attrs.get("format") != FORMAT:
-        found = attrs.get("format") if isinstance(attrs, dict) else None
-        told = f", found '{found}'" if isinstance(found, str) else ""
-        raise StoreError(
-            f"{place} is no run of this version of mixer_probe (expected format '{FORMAT}'{told}); "
-            "extract it again"
-        )
-    try:
-        record: RunRecord = from_dict(attrs["run"])
-    except (StoreError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise _damaged(place, f"its record: {error}") from error
-    try:
-        names = list(_arrays_of(record))
-        consolidated = root["consolidated_metadata"]["metadata"]
-        columns = [name for name in _COLUMNS if name in consolidated]
-        group = zarr.open_group(Strict(place.zarr(read_only=True)), mode="r", use_consolidated=True)
-        content = {name: _plain(StoredArray(group, name, place)[...]) for name in columns}
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"cannot read the run at {place}: {reason(error)}") from error
-    except Exception as error:
-        raise _damaged(place, f"zarr.json: {type(error).__name__} {error}") from error
-    if attrs.get("digest") != _digest(root, content):
-        raise _damaged(
-            place, "zarr.json, or the names and labels of its images, are not as they were written"
-        )
-    arrays = {name: StoredArray(group, name, place) for name in names}
-    there = place.sizes()
-    lost = [file for array in arrays.values() for file in array.files() if file not in there]
-    if lost:
-        raise _damaged(place, f"{len(lost)} files are missing, first {lost[0]}")
-    prefixes = {
-        name.removeprefix(PREFIX): array
-        for name, array in arrays.items()
-        if name.startswith(PREFIX)
-    }
-    labels = np.array(content["label"], dtype=np.int64) if "label" in content else None
-    classes = attrs["class_names"]
-    return Representations(
-        record,
-        {name: array for name, array in arrays.items() if not name.startswith(PREFIX)},
-        prefixes,
-        content["image_id"],
-        labels,
-        tuple(classes) if classes else None,
-        attrs["non_finite"],
-        content["image_key"],
-    )
-
-
-# -- what describes a run --------------------------------------------------------------------------
-
-_COLUMNS = ("image_id", "image_key", "label")
-
-
-def _columns(
-    ids: Iterable[str], keys: Iterable[str], labels: np.ndarray | None
-) -> dict[str, list[Any]]:
-    """What is known of every image, by the name of its array: strings, and integers for the
-    label."""
-    found: dict[str, list[Any]] = {"image_id": [printable(i) for i in ids], "image_key": list(keys)}
-    if labels is not None:
-        found["label"] = np.asarray(labels, dtype=np.int64).tolist()
-    return found
-
-
-def _plain(values: np.ndarray) -> list[Any]:
-    return [v if isinstance(v, int) else str(v) for v in values.tolist()]
-
-
-def _digest(root: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
-    """Checksum of all that a run holds but the numbers of its layers, whose chunks have their
-    own."""
-    attributes = {key: value for key, value in root["attributes"].items() if key != "digest"}
-    return checksum([{**root, "attributes": attributes}, columns])
-
-
-def _complete(root: Mapping[str, Any] | None) -> bool:
-    attributes = (root or {}).get("attributes")
-    return isinstance(attributes, dict) and attributes.get("complete") is True
-
-
-def _read(place: Place, name: str) -> bytes | None:
-    try:
-        return place.read(name)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _read_json(place: Place, name: str) -> dict[str, Any] | None:
-    """None where there is no such file. Raises StoreError for what is no JSON object."""
-    content = _read(place, name)
-    if content is None:
-        return None
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(place, f"{name} is no valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise _damaged(place, f"{name} holds a {type(found).__name__}")
-    return found
-
-
-def _read_root(place: Place) -> dict[str, Any] | None:
-    """The metadata of the group; None where there is none."""
-    return _read_json(place, "zarr.json")
-
-
-def _read_note(place: Place) -> dict[str, Any] | None:
-    """What the run at the place is; None where nothing says so. Raises StoreError if it is
-    damaged."""
-    note = _read_json(place, _NOTE)
-    if note is not None and note.pop("checksum", None) != checksum(note):
-        raise _damaged(place, f"{_NOTE} is not as it was written")
-    return note
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    array: Any = group[name]
-    return array  # type: ignore[no-any-return]
-
-
-def stored_shape(layer: Layer, reduce: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Shape of one image's numbers and the names of their dimensions.
-
-    Sizes are part of the names, since a dimension has one size in a store and layers differ."""
-    if reduce != "none" or layer.positions == 0:
-        return (layer.channels,), (_channels(layer),)
-    label = "x".join(map(str, layer.grid)) if layer.grid else str(layer.positions)
-    return (layer.positions, layer.channels), (f"position_{label}", _channels(layer))
-
-
-def _arrays_of(record: RunRecord) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
-    """Every array of a run with its `stored_shape`: one a layer, and under "prefix/" one a layer
-    with prefix tokens."""
-    arrays = {layer.name: stored_shape(layer, record.reduce) for layer in record.layers}
-    if record.reduce == "none":
-        for layer in record.layers:
-            if layer.prefix_tokens:
-                tokens = f"token_{layer.prefix_tokens}"
-                arrays[PREFIX + layer.name] = (
-                    (layer.prefix_tokens, layer.channels),
-                    (tokens, _channels(layer)),
-                )
-    return arrays
-
-
-def _channels(layer: Layer) -> str:
-    return f"channel_{layer.channels}"
-
-
-def bytes_per_image(record: RunRecord) -> int:
-    """What a run holds of one image."""
-    values = sum(int(np.prod(shape)) for shape, _ in _arrays_of(record).values())
-    return values * np.dtype(record.dtype).itemsize
-
-
-def chunk_rows(record: RunRecord, units: Units) -> int:
-    """Images a chunk: a power of two that keeps the largest array's chunk within 16 MiB and divides
-    a unit."""
-    largest = max(int(np.prod(shape)) for shape, _ in _arrays_of(record).values())
-    most = min(_CHUNK_BYTES // (largest * np.dtype(record.dtype).itemsize), _CHUNK_ROWS)
-    rows = 1 << max(0, most.bit_length() - 1)
-    return max(1, min(rows, units.size, units.n))

@@ -15,6 +15,7 @@ import torch
 import zarr
 
 import mixer_probe as mp
+import mixer_probe.capture.run_files as run_files
 import mixer_probe.capture.store as store
 import mixer_probe.capture.units as units
 from mixer_probe.capture import Representations, extract, open_run
@@ -75,7 +76,7 @@ def model() -> Model:
 @pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four images a unit, in chunks of two for [16, 24] float32 tokens."""
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 2 * 16 * 24 * 4)
+    monkeypatch.setattr(run_files, "_CHUNK_BYTES", 2 * 16 * 24 * 4)
     monkeypatch.setattr(units, "LEAST", 4)
 
 
@@ -342,7 +343,7 @@ def test_a_run_that_only_lacks_its_end_is_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_digest", stop)
+        patched.setattr(store, "digest_of", stop)
         with pytest.raises(KeyboardInterrupt):
             extract(model, source, batch_size=4, out=tmp_path / "run")
     with pytest.raises(StoreError, match="unfinished"):
@@ -601,4 +602,7 @@ def test_units_and_chunks_are_powers_of_two_within_their_budgets() -> None:
     for positions, channels, expected in ((16, 24, 1024), (196, 768, 16), (10**6, 768, 1)):
         layer = replace(wide, positions=positions, channels=channels)
         changed = replace(record, layers=(layer,))
-        assert store.chunk_rows(changed, of(50_000, store.bytes_per_image(changed))) == expected
+        assert (
+            run_files.chunk_rows(changed, of(50_000, run_files.bytes_per_image(changed)))
+            == expected
+        )

@@ -9,7 +9,8 @@ import numpy as np
 
 from mixer_probe.capture import RunRecord
 from mixer_probe.capture.representations import Representations
-from mixer_probe.capture.store import RunWriter, open_run
+from mixer_probe.capture.run_files import open_run
+from mixer_probe.capture.store import RunWriter
 from mixer_probe.core.memory import ROWS, slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.images.bundled import CIFAR10_CLASSES
