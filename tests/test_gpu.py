@@ -7,14 +7,20 @@ Run with `pytest -m gpu`. TF32 is switched off, so that float32 products have fl
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import mixer_probe.capture.units as units
 from mixer_probe.capture import every_position, extract, mean_over_positions, stream, to_host
+from mixer_probe.channels import ChannelMoments
 from mixer_probe.core.errors import OutOfMemoryWarning
+from mixer_probe.core.result import same
 from mixer_probe.models import load_model
+from mixer_probe.models.load import resolve_device
 from mixer_probe.similarity import compare_models
 from tests.networks import CASES, Case, as_model, askable, noise
 
@@ -115,6 +121,34 @@ def test_images_may_already_be_on_the_device() -> None:
     there, here = extract(model, noise(5).cuda(), "all"), extract(model, noise(5), "all")
     assert all(np.array_equal(there[name], here[name]) for name in here)
     assert there.images.fingerprint == here.images.fingerprint
+
+
+@pytest.mark.parametrize("reduce", ["mean", "none"])
+def test_units_on_the_disk_hold_what_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduce: str
+) -> None:
+    """Copies arrive one piece late, units end in between, and what is added up is of whole ones."""
+    monkeypatch.setattr(units, "LEAST", 4)
+    model, images = CASES["dinov2-registers"].model(device="cuda"), noise(11)
+    layers = model.select("blocks")
+    options: dict[str, Any] = {"reduce": reduce, "batch_size": 3}
+    kept, stored = ChannelMoments(), ChannelMoments()
+    a = extract(model, images, also=[kept.reading(model, layers)], **options)
+    place = tmp_path / "run"
+    b = extract(model, images, out=place, also=[stored.reading(model, layers)], **options)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+    record = a.record
+    same_moments = (m.compute(record.model, record.images, layers) for m in (kept, stored))
+    assert same(*same_moments)
+
+
+def test_each_process_of_a_machine_takes_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    expected = 1 % torch.cuda.device_count()
+    assert resolve_device("auto") == torch.device("cuda", expected)
 
 
 def test_memory_that_runs_out_halves_the_batch() -> None:
