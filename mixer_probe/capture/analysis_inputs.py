@@ -304,17 +304,22 @@ class Inputs:
     ) -> Representations:
         """Representations of some images by the network, kept where the others are; `part` is in
         the name of a stored run. Other arguments, and errors, are those of `extract`."""
-        selected, folder = self.model.select(layers), self.store
+        divide_hashing(images)
+        s, record, selected = self.settings, self.record, self.model.select(layers)
+        names = [layer.name for layer in selected]
+        of = digest(record.fingerprint, images.fingerprint, reduce, s.autocast or "", *names)[:16]
         # Of float32; twice as much, of a network in float64, has room too.
         size = 4 * len(images) * sum(math.prod(stored_shape(x, reduce)[0]) for x in selected)
-        if folder is None and (size > WORKING or ranks().world > 1):
-            folder = self.share("runs", lambda: temporary_folder(self.shared))
-        divide_hashing(images)
-        s, record, names = self.settings, self.record, [layer.name for layer in selected]
-        of = digest(record.fingerprint, images.fingerprint, reduce, s.autocast or "", *names)[:16]
-        out = None if folder is None else folder / f"{slug(record.name)}-{of}-{part}.zarr"
+        out = self.place(f"{slug(record.name)}-{of}-{part}.zarr", size)
         options: dict[str, Any] = {"batch_size": s.batch_size, "autocast": s.autocast}
         return extract(self.model, images, layers, reduce=reduce, out=out, also=also, **options)
+
+    def place(self, name: str, size: int) -> Path | None:
+        """Where a run of so many bytes lies; None for one that is in memory."""
+        folder = self.store
+        if folder is None and (size > WORKING or ranks().world > 1):
+            folder = self.share("runs", lambda: temporary_folder(self.shared))
+        return None if folder is None else folder / name
 
     def _extract(
         self, images: Images, part: str, with_head: bool = False, also: Sequence[Reading] = ()

@@ -122,11 +122,7 @@ def extract(
     )
     sums = UnitSums(Units.of(len(source), bytes_per_image(record)), also)
     passes = partial(_pieces, model, source, record, autocast, sums, workers)
-    if out is None:
-        found = _into_memory(source, record, passes, batch_size, sums)
-    else:
-        found = stored(os.fspath(out), record, source, passes, batch_size, sums, verify)
-        found = found.named(record.model, record.images, tuple(map(printable, source.ids)))
+    found = collected(source, record, passes, batch_size, sums, out, verify)
     for name, count in found.non_finite.items():
         text = (
             f"{count} values of layer '{name}' of {model.name} are NaN or infinite; they are kept "
@@ -185,6 +181,22 @@ def _pieces(
                 if prefix is not None:
                     arrays[PREFIX + layer.name] = prefix.numpy().astype(record.dtype, copy=False)
         yield piece, arrays
+
+
+def collected(
+    source: ImageSource,
+    record: RunRecord,
+    passes: Passes,
+    batch_size: int,
+    sums: UnitSums,
+    out: str | os.PathLike[str] | None,
+    verify: bool = False,
+) -> Representations:
+    """The run that `passes` give, in memory or in a store at `out`. Raises as `extract`."""
+    if out is None:
+        return _into_memory(source, record, passes, batch_size, sums)
+    found = stored(os.fspath(out), record, source, passes, batch_size, sums, verify)
+    return found.named(record.model, record.images, tuple(map(printable, source.ids)))
 
 
 def _into_memory(

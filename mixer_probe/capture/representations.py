@@ -132,8 +132,8 @@ class Representations:
     def take(self, indices: Sequence[int] | np.ndarray, split: str = "") -> Representations:
         """The same layers for some of the images: at `indices` (integers, or a mask with one value
         per image), in that order; `split` names the part in results. Their images are then those of
-        `Images.subset`. What comes from a store and is too large for memory (`WORKING` bytes) stays
-        there.
+        `Images.subset`. They are in memory, but those of a stored run of more than `WORKING` bytes
+        stay there.
 
         Raises ImagesError for indices out of range, and for anything but integers or a mask."""
         given, n = np.asarray(indices), len(self.ids)
@@ -168,19 +168,19 @@ class Representations:
             pictures=pictures_fingerprint(keys),
         )
         record = replace(self.record, images=images)
-        stored = [*self._arrays.values(), *self._prefixes.values()]
-        sizes = (math.prod(x.shape[1:]) * x.dtype.itemsize for x in stored)
-        fits = len(ids) * sum(sizes) <= WORKING or any(isinstance(x, np.ndarray) for x in stored)
+        every = [*self._arrays.values(), *self._prefixes.values()]
+        size = sum(math.prod(array.shape) * array.dtype.itemsize for array in every)
+        fits = size <= WORKING or any(isinstance(array, np.ndarray) for array in every)
         arrays, prefixes = (
             {k: (x[chosen] if fits else Rows(x, chosen)) for k, x in part.items()}
             for part in (self._arrays, self._prefixes)
         )
         counts: dict[str, int] = {}
         for rows in slices(len(ids), ROWS):
-            every = {**arrays, **{PREFIX + name: array for name, array in prefixes.items()}}
+            taken = {**arrays, **{PREFIX + name: array for name, array in prefixes.items()}}
             some = {
                 name: array[rows]
-                for name, array in every.items()
+                for name, array in taken.items()
                 if fits or name.removeprefix(PREFIX) in self.non_finite
             }
             count_non_finite(some, counts)

@@ -34,7 +34,7 @@ from mixer_probe.images.classes import require_labels
 from mixer_probe.invariance.own_accuracy import own_accuracy
 from mixer_probe.models import Model, describe
 from mixer_probe.parallel import alone, gather, ranks
-from mixer_probe.probing import raw_pixels
+from mixer_probe.probing.baselines import pixels_of
 from mixer_probe.study.result_cache import ResultCache, file_digests, identity
 
 Loader = Callable[[], Model]
@@ -162,8 +162,9 @@ class Study:
         pixels: list[Inputs] = []
         wanted = any(a.pixels for _, a in self._asked) and self.settings.baselines
         if wanted and any(i.record.trained for i in extracted):
-            first, train = extracted[0], None if self.train is None else raw_pixels(self.train)
-            pixels.append(Inputs.of_runs(raw_pixels(first.images), train, first))
+            first = extracted[0]
+            train = None if self.train is None else pixels_of(self.train, first)
+            pixels.append(Inputs.of_runs(pixels_of(first.images, first), train, first))
         for room, analysis in self._asked:
             if analysis.pixels:
                 yield from (

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import mixer_probe as mp
+import mixer_probe.capture.units as units
+from mixer_probe.capture import open_run
 from mixer_probe.core.errors import ImagesError
 from mixer_probe.images.labelled import from_arrays
 from mixer_probe.probing.baselines import pixel_baseline, raw_pixels
@@ -62,3 +66,13 @@ def test_pixels_of_the_demo_are_probed_as_a_network_is():
     # Linear classifiers of CIFAR-10 pixels are known to be between chance and 0.4.
     assert 0.1 < result.low[0] < result.accuracy[0] < 0.45
     assert result.to_frame().model[0] == "raw pixels"
+
+
+def test_pixels_go_to_a_store_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = from_arrays(pictures(), labels=[0, 1] * 3)
+    kept = raw_pixels(images, 4)
+    monkeypatch.setattr(units, "LEAST", 4)
+    stored = raw_pixels(images, 4, tmp_path / "pixels")
+    np.testing.assert_array_equal(stored["pixels"], kept["pixels"])
+    assert (stored.record, stored.ids, stored.keys) == (kept.record, kept.ids, kept.keys)
+    np.testing.assert_array_equal(open_run(tmp_path / "pixels")["pixels"], kept["pixels"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,3 +83,32 @@ def test_probes_of_stored_runs(
     assert isinstance(pairs[1][0].array("blocks.0"), np.ndarray)
     on_disk, in_memory = (PROBES[name](*pair) for pair in pairs)
     assert on_disk == in_memory
+
+
+MEASURED = """
+import sys
+import mixer_probe as mp
+from mixer_probe.probing import control_task
+
+a, b, train = (mp.open_run(f"{sys.argv[1]}/{name}") for name in ("a", "b", "train"))
+mp.compare(a, b, ["cka", "procrustes"], permutations=19, resamples=0)
+mp.linear_probe(train, a)
+mp.probing.few_shot_probe(train, a, (1, 5), 2)
+control_task(train, a, controls=1)
+with open("/proc/self/status") as status:
+    print(*(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
+"""
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    peaks = []
+    for n in (2_000, 20_000):
+        folder = tmp_path / str(n)
+        for name, split, side in (("a", "test", 0), ("b", "test", 1), ("train", "train", 0)):
+            write_run(folder / name, n, 2, 160, split, side)
+        found = subprocess.run(
+            [sys.executable, "-c", MEASURED, folder], capture_output=True, text=True, check=True
+        )
+        peaks.append(int(found.stdout) / 1024)
+    # One layer of 20,000 images has 24 MiB in float64, and is needed several times.
+    assert peaks[1] - peaks[0] < 50, peaks
