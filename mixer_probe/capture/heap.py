@@ -1,7 +1,7 @@
 """Keep freed memory in the process while a network runs on the CPU.
 
 glibc hands large freed blocks back to the system, which clears them again before the next layer may
-write to them: a quarter of the time of a forward pass of a ViT or Mixer on two cores. Elsewhere
+write to them: part of the time of a forward pass of a ViT or Mixer on two cores. Elsewhere
 (musl, macOS, Windows) nothing is done.
 """
 
@@ -18,9 +18,9 @@ from mixer_probe.core.threads import Overlapping
 # From malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1
-_LARGE = 2**30
 # Where glibc's own adjustment ends after a program has freed a large block, as every forward pass
-# does.
+# does. Larger blocks than that go back to the system even inside: kept, they leave holes, and the
+# process may take twice the memory of a plain forward pass.
 _USUAL_MMAP, _USUAL_TRIM = 2**25, 2**26
 
 
@@ -33,12 +33,11 @@ def kept_heap() -> Iterator[None]:
     if libc is None:
         yield
         return
-    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    libc.mallopt(_M_MMAP_THRESHOLD, _USUAL_MMAP)
     libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
     try:
         yield
     finally:
-        libc.mallopt(_M_MMAP_THRESHOLD, _USUAL_MMAP)
         libc.mallopt(_M_TRIM_THRESHOLD, _USUAL_TRIM)
         libc.malloc_trim(0)
 
