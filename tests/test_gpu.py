@@ -147,8 +147,7 @@ def test_each_process_of_a_machine_takes_a_device(monkeypatch: pytest.MonkeyPatc
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
     for name in names:
         monkeypatch.setenv(name, "1")
-    expected = 1 % torch.cuda.device_count()
-    assert resolve_device("auto") == torch.device("cuda", expected)
+    assert resolve_device("auto") == torch.device("cuda", 1 % torch.cuda.device_count())
 
 
 def test_memory_that_runs_out_halves_the_batch() -> None:

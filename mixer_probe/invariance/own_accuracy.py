@@ -67,6 +67,7 @@ def _classes(model: Model, images: Source, reps: Representations) -> np.ndarray 
     heads = [layer for layer in reps.layers if layer.kind == "head"]
     if (
         not heads
+        or reps.model.fingerprint != model.fingerprint
         or keys_of(reps) != images.keys
         or reps.non_finite.get(heads[-1].name)
         or not _gives_logits(model, heads[-1])

@@ -131,7 +131,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
     ModelError for a device that is not there."""
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", ranks().local % torch.cuda.device_count())
+            local = ranks().local
+            return (
+                torch.device("cuda", local % torch.cuda.device_count())
+                if local
+                else (torch.device("cuda"))
+            )
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)

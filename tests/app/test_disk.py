@@ -185,6 +185,8 @@ def test_a_damaged_run_is_made_anew(own_folder: Path, damage: str) -> None:
         np.array_equal(again[layer.name], value)
         for layer, value in zip(again.layers, values, strict=True)
     )
-    assert len(made) == 3
+    # Damaged metadata is written again by the extraction itself.
+    tries = 2 if damage == "note" else 3
+    assert len(made) == tries
     assert len(disk.store("key", extract).ids) == 8
-    assert len(made) == 4
+    assert len(made) == tries + 1

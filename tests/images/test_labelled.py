@@ -195,8 +195,8 @@ def test_workers_do_not_run_the_script_again(transform, tmp_path, monkeypatch):
     """As it would be without `if __name__ == "__main__"`."""
     script, main = tmp_path / "script.py", sys.modules["__main__"]
     script.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    monkeypatch.setattr(main, "__file__", str(script))
-    monkeypatch.setattr(main, "__spec__", None)
+    monkeypatch.setattr(main, "__file__", str(script), raising=False)
+    monkeypatch.setattr(main, "__spec__", None, raising=False)
     batches = numbered_images(3).batches(transform, 2, workers=1)
     assert torch.cat(list(batches))[:, 0, 0, 0].mul(255).round().int().tolist() == [0, 1, 2]
     assert not (tmp_path / "ran").exists()
