@@ -15,13 +15,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from mixer_probe.capture.extraction import extract
-from mixer_probe.capture.representations import Reduce, Representations
+from mixer_probe.capture.representations import IN_MEMORY, Reduce, Representations
 from mixer_probe.capture.run_files import bytes_per_image, stored_shape
 from mixer_probe.capture.stream import Reading, divide_hashing, stream
 from mixer_probe.capture.units import Units
 from mixer_probe.core.errors import ImagesError, MeasureError, MixerProbeError
 from mixer_probe.core.fingerprint import apart, digest
-from mixer_probe.core.memory import WORKING
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.text import slug
@@ -49,7 +48,7 @@ class Inputs:
     `train` are images to fit probes on, None for a half of `images`. `found` are the results of
     earlier analyses. `shared` is one dictionary for all networks of a study: options of a command
     beyond the settings, and what is computed once for all. With `store` representations are kept in
-    that folder. Without it those that fit into `WORKING` bytes are in memory, and larger ones in
+    that folder. Without it those that fit into `IN_MEMORY` bytes are in memory, and larger ones in
     the folder `shared["runs"]`, by default a temporary one that is removed with `shared`. `trained`
     is the network whose untrained baseline this is. `reads` give what else is read in the pass that
     extracts the representations of `images`, also of its baseline.
@@ -317,7 +316,7 @@ class Inputs:
     def place(self, name: str, size: int) -> Path | None:
         """Where a run of so many bytes lies; None for one that is in memory."""
         folder = self.store
-        if folder is None and (size > WORKING or ranks().world > 1):
+        if folder is None and (size > IN_MEMORY or ranks().world > 1):
             folder = self.share("runs", lambda: temporary_folder(self.shared))
         return None if folder is None else folder / name
 

@@ -83,7 +83,7 @@ def extract(
     order, wherever they lie and whatever they are called, an equal network and equal preprocessing.
     Processes that torchrun started divide the images; numbers and files do not depend on how many
     there are, as long as each has as many threads. With `verify` all that is stored is read, and
-    what is damaged is made anew.
+    the damaged parts are computed again.
 
     `autocast` is None, "bfloat16" or "float16". `dtype` is the type of the numbers that are
     returned and stored, by default float64 for a network in float64, else float32; in float16

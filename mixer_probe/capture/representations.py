@@ -18,6 +18,8 @@ from mixer_probe.core.rows import Rows
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.structure import matching
 
+# Bytes of a run that is held in memory; several are at once.
+IN_MEMORY = WORKING // 4
 # Names of prefix tokens beside those of their layers, where both are kept.
 PREFIX = "prefix/"
 Reduce = Literal["mean", "prefix", "none"]
@@ -132,8 +134,8 @@ class Representations:
     def take(self, indices: Sequence[int] | np.ndarray, split: str = "") -> Representations:
         """The same layers for some of the images: at `indices` (integers, or a mask with one value
         per image), in that order; `split` names the part in results. Their images are then those of
-        `Images.subset`. They are in memory, but those of a stored run of more than `WORKING` bytes
-        stay there.
+        `Images.subset`. They are in memory, but those of a stored run of more than `IN_MEMORY`
+        bytes stay there.
 
         Raises ImagesError for indices out of range, and for anything but integers or a mask."""
         given, n = np.asarray(indices), len(self.ids)
@@ -170,9 +172,9 @@ class Representations:
         record = replace(self.record, images=images)
         every = [*self._arrays.values(), *self._prefixes.values()]
         size = sum(math.prod(array.shape) * array.dtype.itemsize for array in every)
-        fits = size <= WORKING or any(isinstance(array, np.ndarray) for array in every)
+        fits = size <= IN_MEMORY or any(isinstance(array, np.ndarray) for array in every)
         arrays, prefixes = (
-            {k: (x[chosen] if fits else Rows(x, chosen)) for k, x in part.items()}
+            {k: (Rows(x, chosen)[...] if fits else Rows(x, chosen)) for k, x in part.items()}
             for part in (self._arrays, self._prefixes)
         )
         counts: dict[str, int] = {}

@@ -21,7 +21,7 @@ from mixer_probe.capture.representations import PREFIX, Representations, RunReco
 from mixer_probe.capture.units import Units
 from mixer_probe.core.accumulator import unpack
 from mixer_probe.core.errors import StoreError
-from mixer_probe.core.files import checksum, is_leftover, printable, reason
+from mixer_probe.core.files import checksum, format_mismatch, is_leftover, printable, reason
 from mixer_probe.core.places import Place
 from mixer_probe.core.result import from_dict
 from mixer_probe.models.layer import Layer
@@ -33,9 +33,7 @@ FORMAT = "mixer-probe run 3"
 _CHUNK_BYTES = 16 * 2**20
 _CHUNK_ROWS = 1024
 NOTE = "units/run.json"
-_REPAIR = (
-    "run the same extract again with verify=True (--verify), which writes what is damaged anew"
-)
+_REPAIR = "run the same extract again with verify=True (--verify), which rewrites the damaged parts"
 
 
 # -- units on the disk -----------------------------------------------------------------------------
@@ -213,13 +211,10 @@ def open_run(path: str | Path | Place) -> Representations:
         )
     if root is None:
         raise StoreError(f"no run at {place}; give the folder that extract wrote with out=")
-    attrs = root.get("attributes")
-    if not isinstance(attrs, dict) or attrs.get("format") != FORMAT:
-        found = attrs.get("format") if isinstance(attrs, dict) else None
-        told = f", found '{found}'" if isinstance(found, str) else ""
+    attrs: Any = root.get("attributes")
+    if what := format_mismatch(attrs, FORMAT):
         raise StoreError(
-            f"{place} is no run of this version of mixer_probe (expected format '{FORMAT}'{told}); "
-            "extract it again"
+            f"{place} is no run of this version of mixer_probe ({what}); extract it again"
         )
     try:
         record: RunRecord = from_dict(attrs["run"])

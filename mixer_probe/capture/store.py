@@ -112,7 +112,7 @@ def stored(
 ) -> Representations:
     """The run at `out`: the finished one, or written there by `passes` over the batches that these
     are given, continued where an unfinished one is there. Processes of torchrun divide the units.
-    With `verify` all that is there is read, and what is damaged is written anew.
+    With `verify` all that is there is read, and damaged parts are rewritten.
 
     Raises StoreError if something else is there, or another process or thread writes there."""
     place = Place(out)
@@ -168,8 +168,7 @@ class _Unit:
 class RunWriter:
     """Writes a run unit by unit; a context manager that on an error keeps what there is of a unit.
 
-    Used inside `writing`. Entering it prepares the place, and leaving it finishes the run, unless
-    `prepare` has been called before: then `finish` is, once all processes are done."""
+    Used inside `writing`: after `prepare`, and before `finish`, once all processes are done."""
 
     def __init__(
         self,
@@ -190,7 +189,6 @@ class RunWriter:
         self.units = Units.of(len(ids), bytes_per_image(record))
         self._now: dict[int, _Unit] = {}
         self._group: zarr.Group | None = None
-        self._alone = True
 
     # -- the place
 
@@ -220,8 +218,8 @@ class RunWriter:
             taken = path is not None and path.exists() and not path.is_dir()
             if damaged or taken or not all(map(is_left, self._place.sizes())):
                 raise StoreError(
-                    f"{self._place} already exists and is no run that could be gone on with; "
-                    "delete it or choose another place"
+                    f"{self._place} already exists and is not a resumable extraction; delete "
+                    "it or choose another place"
                 )
         elif note != self._note():
             raise StoreError(
@@ -235,7 +233,6 @@ class RunWriter:
         finished. With `verify` markers of damaged units are removed.
 
         Raises StoreError if something else is there or the place cannot be written to."""
-        self._alone = False
         try:
             finished = self.finished()
         except StoreError:
@@ -435,12 +432,9 @@ class RunWriter:
         return self._group
 
     def __enter__(self) -> RunWriter:
-        if self._alone:
-            self.prepare()
-            self._alone = True
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for unit in list(self._now.values()):
             # Whatever stopped the run is what the caller has to hear about.
             with suppress(StoreError, OSError):
@@ -448,8 +442,6 @@ class RunWriter:
             if unit.lease is not None:
                 unit.lease.release()
         self._now.clear()
-        if kind is None and self._alone:
-            self.finish()
 
     def _keep(self, unit: _Unit) -> None:
         """Keep what there is of a unit."""

@@ -317,19 +317,25 @@ def _reduced(
     """What one forward pass gives each of the readings, with the rows of `part` that it reads, in
     their order by layer; None if the device has too little memory for that many images."""
     names = [{layer.name for layer in reading.layers} for reading, _ in readings]
+    # None for all; on the device before the pass, which then need not wait for them.
+    chosen = [
+        torch.from_numpy(rows).to(model.device) if len(rows) < len(part) else None
+        for _, rows in readings
+    ]
     layers = list(
         {layer.name: layer for reading, _ in readings for layer in reading.layers}.values()
     )
 
+    kept = _SetAside() if model.device.type == "cpu" else _as_it_is
+
     def reducer(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> list[Any]:
         found = []
-        for (reading, rows), own in zip(readings, names, strict=True):
+        for (reading, _), index, own in zip(readings, chosen, names, strict=True):
             if layer.name in own:
                 given = positions, prefix
-                if len(rows) < len(positions):
-                    index = torch.from_numpy(rows).to(positions.device)
+                if index is not None:
                     given = positions[index], None if prefix is None else prefix[index]
-                found.append(reading.reducer(layer, *given))
+                found.append(pytree.tree_map(kept, reading.reducer(layer, *given)))
         return found
 
     try:
@@ -348,6 +354,30 @@ def _reduced(
                 "reduce='mean' or device='cpu'"
             ) from error
         return None
+
+
+class _SetAside:
+    """Moves small results on the CPU to one block of memory, allocated before the pass.
+
+    Where each has its own, they come to lie between the large blocks of the network, which leave
+    holes that the next ones do not fit: a pass takes up to a quarter more memory."""
+
+    def __init__(self) -> None:
+        self._free = torch.empty(2**21)
+
+    def __call__(self, value: Any) -> Any:
+        if (
+            not isinstance(value, torch.Tensor)
+            or value.dtype != self._free.dtype
+            or value.numel() > len(self._free)
+        ):
+            return value
+        place, self._free = self._free.tensor_split([value.numel()])
+        return place.view(value.shape).copy_(value)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def transform_of(model: Model) -> Callable[[Any], torch.Tensor]:

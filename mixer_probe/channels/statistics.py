@@ -220,9 +220,11 @@ class ChannelMoments(Accumulator):
         """Add a batch's `channel_moments` of one layer alone; `n` does not count it. The batch
         is taken over."""
         if name in self._state:
-            self._state[name].add(moments)
-        else:
-            self._state[name] = moments
+            # A state that was loaded is on the CPU, whatever the device of the batches.
+            held = self._state[name].to(moments.minimum.device)
+            held.add(moments)
+            moments = held
+        self._state[name] = moments
 
     def merge(self, other: ChannelMoments) -> None:
         """Add the images of `other`, which stays as it is."""

@@ -109,7 +109,7 @@ def extract(
     ] = None,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Read all that is stored, and write anew what is damaged."),
+        typer.Option("--verify", help="Read all that is stored, and rewrite damaged parts."),
     ] = False,
 ) -> None:
     """Store a model's representations of images; an interrupted run resumes where it stopped, and

@@ -138,6 +138,16 @@ def printable(text: object) -> str:
     return said if said.isascii() else _SURROGATE.sub(lambda found: escape(found[0]), said)
 
 
+def format_mismatch(content: object, expected: str) -> str:
+    """In words, that JSON data states another format than is expected; "" where it does not."""
+    found = content.get("format") if isinstance(content, dict) else None
+    if found == expected:
+        return ""
+    return f"expected format '{expected}'" + (
+        f", found '{found}'" if isinstance(found, str) else ""
+    )
+
+
 def checksum(content: Any) -> str:
     """SHA-256 of JSON data, whatever the order of its keys, in hexadecimal digits."""
     return hashlib.sha256(

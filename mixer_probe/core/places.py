@@ -38,12 +38,6 @@ class Place:
     def __str__(self) -> str:
         return printable(self._text)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Place) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
     def read(self, name: str) -> bytes:
         """The content of a file. Raises FileNotFoundError."""
         if self.path is not None:

@@ -27,7 +27,7 @@ import pandas as pd
 
 from mixer_probe.core.dimensions import sizes
 from mixer_probe.core.errors import StoreError, closest
-from mixer_probe.core.files import checksum, printable, reason, write_text
+from mixer_probe.core.files import checksum, format_mismatch, printable, reason, write_text
 from mixer_probe.core.frame import Frame
 from mixer_probe.core.typed import field_types, fits, spelled
 
@@ -383,13 +383,8 @@ def open_results(path: str | os.PathLike[str]) -> SavedResults:
         content = json.loads(
             (place / FILE_NAME if place.is_dir() else place).read_text(encoding="utf-8")
         )
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else None
-            what = f", found '{found}'" if isinstance(found, str) else ""
-            raise StoreError(
-                f"{name} is not a results file of this version (expected format '{FORMAT}'{what}); "
-                "recreate it"
-            )
+        if what := format_mismatch(content, FORMAT):
+            raise StoreError(f"{name} is not a results file of this version ({what}); recreate it")
         said = content.pop("checksum", None)
         if said != checksum(content):
             what = (

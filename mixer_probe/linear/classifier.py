@@ -63,7 +63,10 @@ class PenaltyPath:
 def predict_one(path: ProbePath, X: Any, i: int) -> np.ndarray:
     """Predicted classes [n] of images `X` [n, p] by the classifier with the i-th value of a
     path."""
-    return np.concatenate([path.predict(X[rows])[i] for rows in slices(len(X), ROWS)])
+    found = np.empty(len(X), dtype=path.classes.dtype)
+    for rows in slices(len(X), ROWS):
+        found[rows] = path.predict(X[rows])[i]
+    return found
 
 
 def last_best(scores: np.ndarray) -> np.ndarray:

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.rows import Rows
 from mixer_probe.linear.classifier import decided_class, last_best
 from mixer_probe.linear.ridge import Ridge, eigen, gram
-from mixer_probe.linear.ridge_path import one_hot
+from mixer_probe.linear.ridge_path import LeftOut, one_hot
 from mixer_probe.linear.ridge_probe import LEFT_OUT
 from mixer_probe.linear.scaling import ColumnScaling, block_of, blocks, resolution
 from mixer_probe.linear.stratification import stratified
@@ -31,11 +32,11 @@ Targets = Callable[[slice | np.ndarray], Tensor]
 class RidgeFits:
     """Ridge regressions of k targets on standardised features, for every penalty of `l2` [m].
 
-    `left` are the training images that can be left out: B'z of each [s, r], and their targets
-    [s, k]."""
+    `left` are the training images that can be left out, by their indices."""
 
     ridge: Ridge
-    left: tuple[Tensor, Tensor]
+    left: LeftOut
+    targets: Targets
     l2: np.ndarray
 
     @classmethod
@@ -43,22 +44,22 @@ class RidgeFits:
         """Fit to features `X` [n, p], an array or `Rows` of one; the images at `left_out` can be
         left out. Of p <= n features a block of images is in memory at a time."""
         n, p = X.shape
+        rows = torch.from_numpy(left_out)
         if p > n:
             ridge, projected = Ridge.of(X, targets(slice(None)), dual=True)
-            projected = projected[left_out]
+            left = LeftOut(rows, projected=projected[rows])
         else:
-            ridge = _primal(X, targets)
-            projected = torch.empty(len(left_out), len(ridge.eigenvalues), dtype=torch.float64)
-            for rows in blocks(len(left_out), p):
-                projected[rows] = ridge.project(X, left_out[rows])
-        return cls(ridge, (projected, targets(left_out)), np.asarray(l2, dtype=np.float64))
+            ridge, left = _primal(X, targets), LeftOut(rows, Rows(X, left_out))
+        return cls(ridge, left, targets, np.asarray(l2, dtype=np.float64))
 
-    def left_out(self, i: int, rows: slice = slice(None)) -> np.ndarray:
-        """Predictions [s, k] of the images that can be left out, or of some of them, by the fits to
-        all others with penalty `l2[i]`."""
-        projected, targets = (part[rows] for part in self.left)
-        found = self.ridge.left_out(projected, targets, torch.from_numpy(self.l2[[i]]))
-        return np.asarray(found[:, 0].numpy())
+    def left_out(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Blocks of the images that can be left out: their places among these, B'z of each [b, r],
+        and predictions [b, m, k] by the fits to all others."""
+        l2, images = torch.from_numpy(self.l2), self.left.labels.numpy()
+        width = max(len(self.ridge.scaling.mean), len(l2) * len(self.ridge.intercept))
+        for rows in blocks(len(images), width):
+            projected, targets = self.left.project(self.ridge, rows), self.targets(images[rows])
+            yield rows, projected, self.ridge.left_out(projected, targets, l2)
 
     def predictions(self, new: Any, chosen: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Predictions [b, k] for blocks of the images `new` [n, p], each target by its own penalty
@@ -124,10 +125,10 @@ def classify(X: Any, labels: np.ndarray, new: Any, classes: int, l2: np.ndarray)
     fits = RidgeFits.of(X, targets, l2, left_out)
     right, memorised = np.zeros((len(l2), t)), np.zeros(t)
     smallest = torch.from_numpy(fits.l2[:1])
-    for rows in blocks(len(truth), len(fits.ridge.intercept)):
+    for rows, projected, found in fits.left_out():
         for i in range(len(l2)):
-            right[i] += (decided(fits.left_out(i, rows)) == truth[rows]).sum(axis=0)
-        fitted = fits.ridge.fitted(fits.left[0][rows], smallest)[:, 0].numpy()
+            right[i] += (decided(found[:, i].numpy()) == truth[rows]).sum(axis=0)
+        fitted = fits.ridge.fitted(projected, smallest)[:, 0].numpy()
         memorised += (decided(fitted) == truth[rows]).sum(axis=0)
     right /= len(truth)
     chosen = last_best(right)

@@ -51,10 +51,18 @@ class Solution(NamedTuple):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Training images that can be left out of the fit: B'z of each [s, r], and its label [s]."""
+    """Training images that can be left out of the fit: their labels or indices [s], and either
+    features [s, p], which are projected when they are asked for, or B'z of each [s, r]."""
 
-    projected: Tensor
     labels: Tensor
+    features: Any = None
+    projected: Tensor | None = None
+
+    def project(self, ridge: Ridge, rows: slice) -> Tensor:
+        """B'z of some of them."""
+        if self.projected is not None:
+            return self.projected[rows]
+        return ridge.project(self.features, rows)
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class RidgePath(PenaltyPath):
         left, l2 = self._left(), self._penalties
         right = np.zeros(len(self.l2))
         for rows in self._blocks(len(left.labels)):
-            projected, labels = left.projected[rows], left.labels[rows]
+            projected, labels = left.project(self.ridge, rows), left.labels[rows]
             # Left-out scores times 1 - h, which does not change their order: f - h t.
             scores, leverage = self.ridge.fitted(projected, l2), self.ridge.leverage(projected, l2)
             if scores.shape[-1] == 1:
@@ -111,23 +119,20 @@ class RidgePath(PenaltyPath):
         second).
 
         Raises MeasureError if no image was kept for that."""
-        left = self._left()
-        targets, penalty = (
-            one_hot(left.labels, len(self.classes)),
-            self.ridge.eigenvalues.new_tensor([l2]),
-        )
-        return np.asarray(self.ridge.left_out(left.projected, targets, penalty)[:, 0].cpu().numpy())
+        left, penalty = self._left(), self.ridge.eigenvalues.new_tensor([l2])
+        found = []
+        for rows in self._blocks(len(left.labels)):
+            targets = one_hot(left.labels[rows], len(self.classes))
+            found.append(self.ridge.left_out(left.project(self.ridge, rows), targets, penalty))
+        return np.asarray(torch.cat(found)[:, 0].cpu().numpy())
 
     def leaving_out(self, X: Any, y: Any) -> RidgePath:
         """The same path, which can leave out the training images with features `X` [s, p] and
         classes `y` [s]."""
-        projected = self.ridge.eigenvalues.new_empty(len(y), len(self.ridge.eigenvalues))
-        for rows in blocks(len(y), X.shape[1]):
-            projected[rows] = self.ridge.project(X, rows)
         labels = torch.from_numpy(np.searchsorted(self.classes, np.asarray(y))).to(
             self.ridge.basis.device
         )
-        return replace(self, left=LeftOut(projected, labels))
+        return replace(self, left=LeftOut(labels, X))
 
     def best_l2(self) -> float:
         """The penalty with the highest left-out accuracy; of equals the largest, the simplest

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.core.rows import take_rows
+from mixer_probe.core.rows import Rows
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.classifier import LinearClassifier, checked_classes
 from mixer_probe.linear.moments import RidgeMoments
@@ -136,7 +136,7 @@ def _path(
     left_out: int = LEFT_OUT,
 ) -> RidgePath:
     rows = stratified(y, left_out) if left_out < len(y) else None
-    left, labels = (X, y) if rows is None else (take_rows(X, rows), y[rows])
+    left, labels = (X, y) if rows is None else (Rows(X, rows), y[rows])
     if not _is_dual(X, form):
         moments = RidgeMoments()
         moments.update(X, y)
@@ -146,4 +146,5 @@ def _path(
     every = torch.from_numpy(indices)
     ridge, projected = Ridge.of(X, one_hot(every, len(classes)), standardize, dual=True)
     chosen = slice(None) if rows is None else rows
-    return RidgePath(ridge, l2, classes, standardize, LeftOut(projected[chosen], every[chosen]))
+    kept = LeftOut(every[chosen], projected=projected[chosen])
+    return RidgePath(ridge, l2, classes, standardize, kept)

@@ -127,16 +127,13 @@ def load_model(
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """ "auto" is CUDA (of several GPUs one per process of torchrun), then MPS, then the CPU. Raises
-    ModelError for a device that is not there."""
+    """ "auto" is CUDA, then MPS, then the CPU; of several GPUs "cuda" is another one for each
+    process of torchrun. Raises ModelError for a device that is not there."""
+    if str(device) in ("auto", "cuda") and torch.cuda.is_available() and ranks().local:
+        return torch.device("cuda", ranks().local % torch.cuda.device_count())
     if device == "auto":
         if torch.cuda.is_available():
-            local = ranks().local
-            return (
-                torch.device("cuda", local % torch.cuda.device_count())
-                if local
-                else (torch.device("cuda"))
-            )
+            return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)

@@ -225,13 +225,10 @@ def _probe_layer(
         )
         # One product for all draws on the same test images.
         weights, bias = torch.cat([w for w, _ in fits], dim=1), torch.cat([b for _, b in fits])
-        scores = (
-            torch.addmm(bias, block_of(new, rows), weights)
-            for rows in blocks(len(new), weights.shape[1])
-        )
-        predicted = np.unique(y)[
-            np.concatenate([argmax(part.view(len(part), len(draws), -1)) for part in scores]).T
-        ]
+        predicted, classes = np.empty((len(draws), len(new)), dtype=y.dtype), np.unique(y)
+        for part in blocks(len(new), weights.shape[1]):
+            scores = torch.addmm(bias, block_of(new, part), weights)
+            predicted[:, part] = classes[argmax(scores.view(len(scores), len(draws), -1)).T]
     else:
         predicted, chosen = np.empty((len(draws), len(new)), dtype=y.dtype), np.empty(len(draws))
         for i, rows in enumerate(draws):

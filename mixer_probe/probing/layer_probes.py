@@ -179,33 +179,35 @@ class LayerPath(NamedTuple):
 
 
 class PathScore:
-    """What the classifiers of a `path` predict of test images, added up block by block; the value
-    is chosen by left-out accuracy. `probabilities` keeps those of the chosen one."""
+    """What the classifiers of a `path` predict of `n` test images, added up block by block; the
+    value is chosen by left-out accuracy. `probabilities` keeps those of the chosen one."""
 
-    def __init__(self, path: ProbePath, probabilities: bool = False) -> None:
-        self._path, self._left_out = path, path.left_out_accuracy()
+    def __init__(self, path: ProbePath, n: int, probabilities: bool = False) -> None:
+        self._path, self._left_out, self._done = path, path.left_out_accuracy(), 0
         self._best = int(last_best(self._left_out))
         self._right = np.zeros(len(path.values), dtype=np.int64)
-        self._predicted: list[np.ndarray] = []
-        self._probabilities: list[np.ndarray] | None = [] if probabilities else None
+        # Made before: what is kept of a block scatters over the memory that blocks take in turn.
+        self._predicted = np.empty(n, dtype=path.classes.dtype)
+        size = (n, len(path.classes)) if probabilities else (0, 0)
+        self._probabilities = np.empty(size, dtype=np.float32)
 
     def add(self, X: Any, y: np.ndarray) -> None:
-        """Predict features [n, p] of classes `y` [n]."""
-        predicted = self._path.predict(X)
+        """Predict features [b, p] of classes `y` [b]."""
+        rows = slice(self._done, self._done + len(y))
+        predicted, self._done = self._path.predict(X), rows.stop
         self._right += (predicted == y).sum(axis=1)
-        self._predicted.append(predicted[self._best])
-        if self._probabilities is not None:
-            self._probabilities.append(np.exp(self._path.scores(X)[self._best]).astype(np.float32))
+        self._predicted[rows] = predicted[self._best]
+        if len(self._probabilities):
+            self._probabilities[rows] = np.exp(self._path.scores(X)[self._best])
 
     def result(self) -> LayerPath:
-        """The accuracies on all images so far."""
-        predicted, kept = np.concatenate(self._predicted), self._probabilities
+        """The accuracies on all images."""
         return LayerPath(
             float(self._path.values[self._best]),
             self._left_out,
-            self._right / len(predicted),
-            predicted,
-            None if kept is None else np.concatenate(kept),
+            self._right / len(self._predicted),
+            self._predicted,
+            self._probabilities if len(self._probabilities) else None,
         )
 
 
@@ -350,7 +352,7 @@ def _probe_layer(
     if bad:
         return _Probed(X.shape[1], bad)
     path = path or find_fitter(method)(X, labels[0], values)
-    score = PathScore(path, probabilities)
+    score = PathScore(path, len(new), probabilities)
     for rows in slices(len(new), ROWS):
         score.add(new[rows], labels[1][rows])
     return _Probed(X.shape[1], 0, path.values, score.result())

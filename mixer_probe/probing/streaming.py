@@ -89,7 +89,7 @@ def stream_probe(
         sampled = sample[np.searchsorted(sample, start) : np.searchsorted(sample, stop)] - start
         fits[name].train(X, y_train[start:stop], sampled)
     for fit in fits.values():
-        fit.solve(penalties, y_train[sample])
+        fit.solve(penalties, y_train[sample], len(test))
     for start, name, X in _features(model, test, selected, "test", **options):
         fits[name].test(X, y_test[start : start + len(X)])
     paths = [
@@ -142,11 +142,11 @@ class _LayerFit:
             self.moments.update(X, y)
             self.sample.append(X[torch.from_numpy(sampled).to(X.device)])
 
-    def solve(self, l2: np.ndarray, y_sample: np.ndarray) -> None:
+    def solve(self, l2: np.ndarray, y_sample: np.ndarray, n_test: int) -> None:
         """Fit the probes, which can leave out the sample, and free moments and features."""
         if not self.bad:
             path = self.moments.fit(l2, standardize=True)
-            self.score = PathScore(path.leaving_out(torch.cat(self.sample), y_sample))
+            self.score = PathScore(path.leaving_out(torch.cat(self.sample), y_sample), n_test)
         self.moments, self.sample = RidgeMoments(), []
 
     def test(self, X: Tensor, y: np.ndarray) -> None:

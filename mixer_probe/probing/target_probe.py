@@ -270,10 +270,9 @@ def _scores(
     pair: Pair, tasks: Sequence[_Task], l2: Sequence[float] | None
 ) -> list[dict[str, float]]:
     """The scores at one layer of tasks of the same images."""
-    rows = tasks[0].train, tasks[0].test
     X, new = (
         part if len(chosen) == len(part) else take_rows(part, chosen)
-        for part, chosen in zip(pair, rows, strict=True)
+        for part, chosen in zip(pair, (tasks[0].train, tasks[0].test), strict=True)
     )
     path = default_l2(len(X)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64))
     sample = stratified(np.zeros(len(X), dtype=np.int64), LEFT_OUT)
@@ -286,20 +285,25 @@ def _scores(
         parts = np.split(scores, np.cumsum(widths)[:-1], axis=1)
         return [task.decided(part) for task, part in zip(tasks, parts, strict=True)]
 
+    found = np.empty((len(sample), len(path), sum(widths)))
+    for rows, _, scores in fits.left_out():
+        found[rows] = scores.numpy()
     left_out = np.array(
         [
             [
                 task.score(task.y_train[sample], part)
-                for task, part in zip(tasks, decided(fits.left_out(i)), strict=True)
+                for task, part in zip(tasks, decided(found[:, i]), strict=True)
             ]
             for i in range(len(path))
         ]
     )
     best = last_best(left_out)
-    parts = [decided(scores) for _, scores in fits.predictions(new, np.repeat(best, widths))]
+    predicted = np.empty((len(new), sum(widths)))
+    for rows, part in fits.predictions(new, np.repeat(best, widths)):
+        predicted[rows] = part
     return [
-        task.scores(np.concatenate(predicted), float(left_out[i, k]), float(path[i]))
-        for k, (task, i, predicted) in enumerate(zip(tasks, best, zip(*parts), strict=True))
+        task.scores(part, float(left_out[i, k]), float(path[i]))
+        for k, (task, i, part) in enumerate(zip(tasks, best, decided(predicted), strict=True))
     ]
 
 

@@ -40,7 +40,7 @@ def test_a_class_finds_its_channel(page: Page, app: str) -> None:
     visit(page, address(app), TITLE)
     page.get_by_role("combobox", name="Most selective for class").click()
     page.get_by_role("option", name="frog", exact=True).click()
-    page.get_by_text("is the most selective for frog").wait_for(timeout=WAIT)
+    page.get_by_text("is the most selective for frog").first.wait_for(timeout=WAIT)
     settle(page, TITLE)
     assert said(page, "ch-class") == "frog"
     assert page.get_by_test_id("stAlertContentError").count() == 0

@@ -50,7 +50,7 @@ def test_a_click_on_a_thumbnail_opens_it(page: Page, app: str) -> None:
     for column in (3, 0, 3):
         page.get_by_test_id("stVegaLiteChart").first.scroll_into_view_if_needed()
         click_thumbnail(page, 0, column)
-        page.get_by_text(f"Image {column + 1}: ").wait_for(timeout=WAIT)
+        page.get_by_text(f"Image {column + 1}: ").first.wait_for(timeout=WAIT)
         settle(page, "Image")
         assert parameter(page, "img") == (str(column + 1) if column else None)
 
@@ -62,7 +62,7 @@ def test_finding_a_shuffled_image_that_the_cnn_gets_wrong(page: Page, app: str) 
     ).first.click()
     settle(page, "Image")
     page.get_by_text("Find them").click()
-    page.get_by_text("mixer-s0 right, resnet-s0 wrong").wait_for(timeout=WAIT)
+    page.get_by_text("mixer-s0 right, resnet-s0 wrong").first.wait_for(timeout=WAIT)
     settle(page, "Image")
     found = page.get_by_test_id("stVegaLiteChart").nth(3)
     found.scroll_into_view_if_needed()
@@ -90,7 +90,7 @@ def test_an_upload_and_its_link(page: Page, app: str, tmp_path: Path) -> None:
     )
     visit(page, address(app, "Image", [CNN]) + MORE + "attributions", "Image")
     upload(page, tmp_path / "a.png")
-    page.get_by_text("Uploaded image ").wait_for(timeout=WAIT)
+    page.get_by_text("Uploaded image ").first.wait_for(timeout=WAIT)
     settle(page, "Image")
     assert (parameter(page, "img") or "").startswith("upload:")
     link = page.url
@@ -99,7 +99,7 @@ def test_an_upload_and_its_link(page: Page, app: str, tmp_path: Path) -> None:
     assert page.get_by_text("70×50 px").count() == 1
     assert page.get_by_test_id("stAlertContentError").count() == 0
     page.get_by_role("button", name="Back to the image set").click()
-    page.get_by_text("Image 1: ").wait_for(timeout=WAIT)
+    page.get_by_text("Image 1: ").first.wait_for(timeout=WAIT)
     assert parameter(page, "img") is None
 
 
@@ -140,7 +140,7 @@ def test_bad_uploads_are_messages_and_a_good_one_helps(
         assert page.get_by_text("Prediction: bird").count() == 1
     Image.new("CMYK", (40, 40), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
     page.locator("input[type=file]").set_input_files(tmp_path / "print.jpg")
-    page.get_by_text("It was in CMYK").wait_for(timeout=WAIT)
+    page.get_by_text("It was in CMYK").first.wait_for(timeout=WAIT)
     settle(page, "Image")
     assert page.get_by_test_id("stAlertContentError").count() == 0
 

@@ -52,7 +52,7 @@ def test_large_representations_lie_in_a_folder_until_the_study_ends(
     images = mp.load_images("demo", limit=20)
     model, settings = CASES["mixer"].model(), StudySettings(layers="blocks.0")
     expected = mp.extract(model, images, "blocks.0")["blocks.0"]
-    monkeypatch.setattr(analysis_inputs, "WORKING", expected.nbytes)
+    monkeypatch.setattr(analysis_inputs, "IN_MEMORY", expected.nbytes)
     for given in ({}, {"runs": tmp_path}):
         shared: dict[str, Any] = dict(given)
         inputs = Inputs(model, images, None, settings, shared)

@@ -194,7 +194,7 @@ def test_what_is_lost_after_opening_is_told_when_it_is_read(
         StoreError,
         match=(
             r"the run at .*run is damaged \(.*blocks\.1.*run the same extract again with "
-            r"verify=True \(--verify\), which writes what is damaged anew"
+            r"verify=True \(--verify\), which rewrites the damaged parts"
         ),
     ):
         read("blocks.1")

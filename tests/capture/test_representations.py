@@ -55,7 +55,7 @@ def test_taken_images_of_a_large_stored_run_stay_on_disk(
     images, order, again = mp.load_images("demo", limit=12), [7, 0, 0, 11], [3, 1, 2]
     stored = mp.extract(vit, images, reduce="none", out=tmp_path / "run.zarr")
     memory = stored.take(order).take(again)
-    monkeypatch.setattr(representations, "WORKING", 0)
+    monkeypatch.setattr(representations, "IN_MEMORY", 0)
     lazy, rows = stored.take(order).take(again), np.array(order)[again]
     assert (lazy.images, lazy.ids) == (memory.images, memory.ids)
     for name in stored:
@@ -74,6 +74,6 @@ def test_taken_images_have_the_non_finite_numbers_that_are_theirs(
     record, parts = stored.only(name).record, {name: Rows(numbers)}
     run = mp.Representations(record, parts, {}, stored.ids, None, None, {name: 3})
     for budget in (0, 10**9):
-        monkeypatch.setattr(representations, "WORKING", budget)
+        monkeypatch.setattr(representations, "IN_MEMORY", budget)
         assert run.take([5, 2, 5]).non_finite == {name: 5}
         assert run.take([0, 1]).non_finite == {}

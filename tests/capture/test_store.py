@@ -480,7 +480,7 @@ def test_of_another_run_nothing_is_verified(model: Model, tmp_path: Path) -> Non
 
 def test_a_file_in_the_place_is_refused(model: Model, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(StoreError, match="already exists and is no run"):
+    with pytest.raises(StoreError, match="already exists and is not a resumable extraction"):
         extract(model, Source(3), out=tmp_path / "run")
 
 
@@ -551,8 +551,7 @@ def test_a_flipped_byte_is_named_and_its_unit_alone_is_written_anew(
         damaged.rows("blocks.1", slice(7, 10))
     assert str(caught.value).startswith(f"the run at {run} is damaged (blocks.1/c/2/0, of unit 2: ")
     assert str(caught.value).endswith(
-        "; run the same extract again with verify=True (--verify), which writes what is damaged "
-        "anew"
+        "; run the same extract again with verify=True (--verify), which rewrites the damaged parts"
     )
     source = Source(14)
     repaired = extract(model, source, out=run, verify=True)

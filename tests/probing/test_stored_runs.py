@@ -76,8 +76,8 @@ def test_probes_of_stored_runs(
     """To the last bit, of images in any order."""
     order = np.random.default_rng(0).permutation(N)[: N - 100]
     pairs = []
-    for budget in (0, representations.WORKING):
-        monkeypatch.setattr(representations, "WORKING", budget)
+    for budget in (0, representations.IN_MEMORY):
+        monkeypatch.setattr(representations, "IN_MEMORY", budget)
         pairs.append((stored[0].take(order, "part"), stored[1].take(np.arange(N))))
     assert isinstance(pairs[0][0].array("blocks.0"), Rows)
     assert isinstance(pairs[1][0].array("blocks.0"), np.ndarray)
