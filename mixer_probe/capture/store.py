@@ -16,7 +16,8 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,8 @@ class _Unit:
     def __init__(self, index: int, rows: range) -> None:
         self.index, self.rows, self.filled = index, rows, 0
         self.arrays: dict[str, np.ndarray] = {}
+        # Of the sums, once it is whole.
+        self.states: dict[str, Any] | None = None
         self.lease: Lease | None = None
 
     def put(self, arrays: Arrays) -> None:
@@ -168,7 +171,8 @@ class _Unit:
 class RunWriter:
     """Writes a run unit by unit; a context manager that on an error keeps what there is of a unit.
 
-    Used inside `writing`: after `prepare`, and before `finish`, once all processes are done."""
+    Used inside `writing`: after `prepare`, and before `finish`, once all processes are done. A
+    whole unit is written beside the passes of the next one."""
 
     def __init__(
         self,
@@ -189,6 +193,8 @@ class RunWriter:
         self.units = Units.of(len(ids), bytes_per_image(record))
         self._now: dict[int, _Unit] = {}
         self._group: zarr.Group | None = None
+        self._thread = ThreadPoolExecutor(1, "unit")
+        self._pending: tuple[_Unit, Future[None]] | None = None
 
     # -- the place
 
@@ -327,7 +333,9 @@ class RunWriter:
     # -- units
 
     def missing(self) -> list[int]:
-        """The units that are not written yet."""
+        """The units that are not written yet, once one that is being written is done. Raises
+        StoreError if that failed."""
+        self._settle()
         with self._disk():
             there = markers(self._place)
         return [unit for unit in range(len(self.units)) if unit not in there]
@@ -399,10 +407,30 @@ class RunWriter:
             start, n = start + taken, n - taken
 
     def _store(self, unit: _Unit) -> None:
+        """Have a whole unit written, when the one before is."""
+        self._settle()
+        unit.states = None if self._sums is None else self._sums.end(unit.index, len(unit.rows))
+        del self._now[unit.index]
+        self._pending = unit, self._thread.submit(self._put, unit)
+
+    def _settle(self) -> None:
+        """Wait for the unit that is being written. Raises StoreError if it could not be."""
+        if self._pending is None:
+            return
+        unit, written = self._pending
+        try:
+            written.result()
+        except StoreError:
+            self._now[unit.index] = unit
+            raise
+        finally:
+            if written.done():
+                self._pending = None
+
+    def _put(self, unit: _Unit) -> None:
         """Write the shards of a whole unit, and its marker."""
         import zarr
 
-        states = None if self._sums is None else self._sums.end(unit.index, len(unit.rows))
         counts: dict[str, int] = {}
         with self._disk(), zarr.config.set({"array.write_empty_chunks": True}):
             group = self._open()
@@ -410,8 +438,8 @@ class RunWriter:
             for name, values in unit.arrays.items():
                 array_of(group, name)[unit.rows.start : unit.rows.stop] = values
             count_non_finite(unit.arrays, counts)
-            if states and states["sums"]:
-                self._place.write(state_name(unit.index), pack(states["sums"]))
+            if unit.states and unit.states["sums"]:
+                self._place.write(state_name(unit.index), pack(unit.states["sums"]))
             self._place.sync(self._noted.written)
             marker = {"unit": unit.index, "non_finite": counts, "files": dict(self._noted.written)}
             text = json.dumps({**marker, "checksum": checksum(marker)}, sort_keys=True)
@@ -419,7 +447,6 @@ class RunWriter:
             self._place.remove(name for _, name in parts_of(self._place, unit.index))
             if unit.lease is not None:
                 unit.lease.release()
-        del self._now[unit.index]
 
     def _open(self) -> zarr.Group:
         import zarr
@@ -434,21 +461,28 @@ class RunWriter:
     def __enter__(self) -> RunWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for unit in list(self._now.values()):
-            # Whatever stopped the run is what the caller has to hear about.
-            with suppress(StoreError, OSError):
-                self._keep(unit)
-            if unit.lease is not None:
-                unit.lease.release()
-        self._now.clear()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with nullcontext() if kind is None else suppress(StoreError):
+                self._settle()
+        finally:
+            self._thread.shutdown()
+            for unit in list(self._now.values()):
+                # Whatever stopped the run is what the caller has to hear about.
+                with suppress(StoreError, OSError):
+                    self._keep(unit)
+                if unit.lease is not None:
+                    unit.lease.release()
+            self._now.clear()
 
     def _keep(self, unit: _Unit) -> None:
         """Keep what there is of a unit."""
         if not unit.filled:
             return
         nothing: dict[str, Any] = {"images": unit.filled, "sums": {}}
-        states = nothing if self._sums is None else self._sums.end(unit.index, unit.filled)
+        states = unit.states
+        if states is None:
+            states = nothing if self._sums is None else self._sums.end(unit.index, unit.filled)
         if states is not None:
             arrays = {name: values[: unit.filled] for name, values in unit.arrays.items()}
             name = f"units/{unit.index:06d}.part-{unit.filled}"

@@ -1,12 +1,13 @@
 """What capturing costs: extraction of all blocks against the plain forward pass and against two
 peers.
 
-Contenders take turns within a round, so that whatever else the machine does hits all of them; what
-counts is the median over rounds of the ratio to the plain forward pass of the same round. Peak
-memory is that of a fresh process each.
+Contenders take turns within a round in random order, so that whatever else the machine does hits
+all of them; what counts is the median over rounds of the ratio to the plain forward pass of the
+same round. Each begins with freed memory given back to the system, as in a fresh process: otherwise
+it would have the heap of the one before. Peak memory is that of a fresh process each.
 
     python tests/benchmarks/bench_capture.py [--images 64] [--rounds 7] [--device cpu] [--json FILE]
-    python tests/benchmarks/bench_capture.py --scaling    # against images, layers, positions, ...
+    python tests/benchmarks/bench_capture.py --scaling    # against images, layers, processes, ...
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,13 +24,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import timm
 import torch
 
 from mixer_probe.capture import extract
+from mixer_probe.capture.heap import _glibc
+from mixer_probe.core.threads import available_cores
 from mixer_probe.models import Model, load_model
+from mixer_probe.parallel import agree, ranks
 
 MODELS = ("mixer_s16_224", "vit_small_patch16_224", "resnet50")
 # Of the plain forward pass: time with the results in memory and on the disk, and memory.
@@ -54,13 +59,12 @@ def to_disk(model: Model, images: torch.Tensor) -> Any:
     return extract(model, images, "blocks", batch_size=len(images), out=new_place())
 
 
-_places = Path(tempfile.gettempdir()) / "mixer-probe-bench"
+_places = tempfile.TemporaryDirectory(prefix="mixer-probe-bench")
 
 
 def new_place() -> Path:
     """A path for a store, in a folder that is removed at the end."""
-    _places.mkdir(exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=_places)) / "run.zarr"
+    return Path(tempfile.mkdtemp(dir=_places.name)) / "run.zarr"
 
 
 def early(model: Model, images: torch.Tensor) -> Any:
@@ -107,6 +111,9 @@ def prepare(name: str, images: int, device: str) -> tuple[Model, torch.Tensor]:
 
 def seconds(contender: Contender, model: Model, images: torch.Tensor) -> float:
     """Wall-clock time of one run, until the device is done."""
+    gc.collect()
+    if libc := _glibc():
+        libc.malloc_trim(0)
     began = time.perf_counter()
     contender(model, images)
     if images.is_cuda:
@@ -121,8 +128,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, dict[str, Any
     for contender in CONTENDERS.values():
         contender(model, images)
     rounds: list[dict[str, float]] = []
-    for i in range(arguments.rounds):
-        order = [*CONTENDERS][i % len(CONTENDERS) :] + [*CONTENDERS][: i % len(CONTENDERS)]
+    random = Random(0)
+    for _ in range(arguments.rounds):
+        order = random.sample([*CONTENDERS], len(CONTENDERS))
         rounds.append({label: seconds(CONTENDERS[label], model, images) for label in order})
     return {
         label: {
@@ -181,18 +189,16 @@ def _status(key: str) -> float:
 
 
 def scaling(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Cost of extraction in seconds per 1,000 images, against one setting at a time: the median of
-    the rounds, each of which has all settings. A small network at 32 px, so that what is not the
-    forward pass shows."""
-    model = load_model("zoo:mixer-s0", device=arguments.device)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2048, 3, 32, 32, generator=generator).to(arguments.device)
+    """Cost of extraction in seconds per 1,000 images, against one setting at a time, and its ratio
+    to the plain forward pass: medians over rounds, each of which has all settings in random order.
+    A small network at 32 px, so that what is not the forward pass shows."""
+    model, images = small_case(4096, arguments.device)
     blocks = [layer.name for layer in model.select("blocks")]
     settings: dict[str, tuple[int, dict[str, Any]]] = {
         "images: 256": (256, {}),
         "images: 1024 (one unit)": (1024, {}),
-        "images: 2048": (2048, {}),
-        "images: 2048, to disk": (2048, {"out": True}),
+        "images: 4096": (4096, {}),
+        "images: 4096, to disk": (4096, {"out": True}),
         "layers: 1, the last": (512, {"layers": blocks[-1:]}),
         "layers: 8 blocks": (512, {"layers": blocks}),
         "layers: all": (512, {"layers": "all"}),
@@ -202,25 +208,72 @@ def scaling(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         "positions: all 256": (512, {"reduce": "none"}),
         "positions: all 256, to disk": (512, {"reduce": "none", "out": True}),
     }
-    rounds: list[dict[str, float]] = []
-    for _ in range(arguments.rounds):
-        parts = images[:512].split(64)
-        found = {"plain forward": sum(seconds(plain, model, part) for part in parts) / 0.512}
-        for label, (n, options) in settings.items():
-            given = {**options, "out": new_place() if options.get("out") else None}
-            began = time.perf_counter()
-            extract(model, images[:n], given.pop("layers", "blocks"), batch_size=64, **given)
-            found[label] = (time.perf_counter() - began) / n * 1000
-            shutil.rmtree(_places, ignore_errors=True)
-        rounds.append(found)
-    plain_seconds = statistics.median(r["plain forward"] for r in rounds)
+
+    def plain_passes(_model: Model, images: torch.Tensor) -> None:
+        for part in images.split(64):
+            plain(model, part)
+
+    def per_1000(n: int, contender: Contender) -> float:
+        return seconds(contender, model, images[:n]) / n * 1000
+
+    def extraction(layers: Any = "blocks", out: bool = False, **options: Any) -> Contender:
+        return lambda model, images: extract(
+            model, images, layers, batch_size=64, out=new_place() if out else None, **options
+        )
+
+    contenders = {label: (n, extraction(**options)) for label, (n, options) in settings.items()}
+    contenders["plain forward"] = 512, plain_passes
+    random, rounds = Random(0), []
+    for i in range(arguments.rounds + 1):
+        order = random.sample([*contenders], len(contenders))
+        found = {label: per_1000(*contenders[label]) for label in order}
+        # The first is a warm-up.
+        rounds += [found] if i else []
     return {
         label: {
             "seconds_per_1000": statistics.median(r[label] for r in rounds),
-            "ratio": statistics.median(r[label] for r in rounds) / plain_seconds,
+            "ratio": statistics.median(r[label] / r["plain forward"] for r in rounds),
         }
-        for label in rounds[0]
+        for label in contenders
     }
+
+
+def by_ranks(arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds of extraction to disk by 1, 2, 4, ... processes of one thread each, as many as there
+    are cores: medians over rounds, from when all have started."""
+    rounds: dict[int, list[float]] = {2**k: [] for k in range(available_cores().bit_length())}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(arguments.rounds):
+            for world, found in rounds.items():
+                command = ["-m", "torch.distributed.run", "--standalone"]
+                command += ["--nproc-per-node", str(world), __file__, "--device", arguments.device]
+                done = subprocess.run(
+                    [sys.executable, *command, "--as-rank", f"{folder}/{i}-{world}"],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                )
+                found.append(float(done.stdout.split()[-1]))
+    return {str(world): statistics.median(found) for world, found in rounds.items()}
+
+
+def as_rank(out: str, device: str) -> None:
+    """One of the processes of `by_ranks`; the first prints how long it took."""
+    model, images = small_case(16_384, device)
+    plain(model, images[:64])
+    agree(lambda: None)
+    began = time.perf_counter()
+    extract(model, images, "blocks", batch_size=64, out=out)
+    if ranks().rank == 0:
+        print(time.perf_counter() - began)
+
+
+def small_case(n: int, device: str) -> tuple[Model, torch.Tensor]:
+    """A network of 8 blocks at 32 px, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(n, 3, 32, 32, generator=generator)
+    return load_model("zoo:mixer-s0", device=device), images.to(device)
 
 
 def table(name: str, found: dict[str, dict[str, Any]]) -> str:
@@ -254,6 +307,12 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def write(content: dict[str, Any], file: Path | None) -> None:
+    """All figures so far as JSON, where a file is asked for."""
+    if file:
+        file.write_text(json.dumps(content, indent=2) + "\n")
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -266,6 +325,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--as-rank", metavar="OUT", help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "CONTENDER"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -277,18 +337,22 @@ def main() -> None:
     if arguments.peak:
         print_peak(*arguments.peak, arguments)
         return
+    if arguments.as_rank:
+        as_rank(arguments.as_rank, arguments.device)
+        return
     content: dict[str, Any] = {**report(arguments), "models": {}}
     print(", ".join(f"{k} {v}" for k, v in content.items() if k != "models"))
     if arguments.scaling:
         content["scaling"] = scaling(arguments)
         for label, found in content["scaling"].items():
             print(f"{label:<30} {found['ratio']:>6.3f} {found['seconds_per_1000']:>8.3f} s/1000")
+        content["ranks"] = by_ranks(arguments)
+        print("processes:", ", ".join(f"{n}: {s:.2f} s" for n, s in content["ranks"].items()))
     for name in () if arguments.scaling else arguments.models:
         content["models"][name] = measure(name, arguments)
         print(table(name, content["models"][name]), flush=True)
-    shutil.rmtree(_places, ignore_errors=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+        write(content, arguments.json)
+    write(content, arguments.json)
     for name, found in content["models"].items():
         for label, target in TARGETS.items():
             memory = found[label]["peak_mib"] / found["plain forward"]["peak_mib"]

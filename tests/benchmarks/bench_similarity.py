@@ -244,10 +244,10 @@ class Synthetic:
 
     def write(self, out: Path, images: int) -> None:
         """As a stored run, chunk by chunk."""
-        writer = RunWriter(out, self.record(images), ids(images), None, None)
-        writer.prepare()
-        for start in range(0, images, _CHUNK):
-            writer.write(start, self.batch(start, min(_CHUNK, images - start)))
+        with RunWriter(out, self.record(images), ids(images), None, None) as writer:
+            writer.prepare()
+            for start in range(0, images, _CHUNK):
+                writer.write(start, self.batch(start, min(_CHUNK, images - start)))
         writer.finish()
 
 

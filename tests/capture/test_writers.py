@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,41 @@ def test_a_file_system_of_4_kilobytes_loses_nothing(model: Model, tmp_path: Path
     found = extract(model, Source(5), "all", reduce="none", out=out)
     assert numbers(found) == numbers(extract(model, Source(5), "all", reduce="none"))
     assert [f.name for f in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_unit_is_written_beside_the_passes_of_the_next(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, put, write = threading.Event(), store.RunWriter._put, store.RunWriter.write
+
+    def put_late(self: store.RunWriter, unit: Any) -> None:
+        assert unit.index or passed.wait(30)
+        put(self, unit)
+
+    def note(self: store.RunWriter, start: int, arrays: Any) -> None:
+        if start == 2:
+            passed.set()
+        write(self, start, arrays)
+
+    monkeypatch.setattr(store.RunWriter, "_put", put_late)
+    monkeypatch.setattr(store.RunWriter, "write", note)
+    run = extract(model, Source(6), out=tmp_path / "run", **OPTIONS)
+    assert numbers(run) == numbers(extract(model, Source(6), **OPTIONS))
+
+
+def test_what_a_full_disk_refuses_while_the_next_unit_passes_is_kept(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both units, beside the run."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "array_of", full)
+        with pytest.raises(StoreError, match="0 of 6 images are safe"):
+            extract(model, Source(6), out=tmp_path / "run", **OPTIONS)
+    kept = sorted(path.name for path in (tmp_path / "run" / "units").glob("*.part-2"))
+    assert kept == ["000000.part-2", "000001.part-2"]
+    run = extract(model, Source(6), out=tmp_path / "run", **OPTIONS)
+    assert numbers(run) == numbers(extract(model, Source(6), **OPTIONS))

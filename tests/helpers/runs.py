@@ -48,9 +48,9 @@ def write_run(
             yield name, (means[labels[rows]] / 2 + common + own).astype(np.float32)
 
     ids = tuple(f"{split}-{i}" for i in range(n))
-    writer = RunWriter(place, record, ids, labels, tuple(CIFAR10_CLASSES))
-    writer.prepare()
-    for rows, seed in zip(slices(n, ROWS), factors, strict=True):
-        writer.write(rows.start, dict(block(rows, int(seed))))
+    with RunWriter(place, record, ids, labels, tuple(CIFAR10_CLASSES)) as writer:
+        writer.prepare()
+        for rows, seed in zip(slices(n, ROWS), factors, strict=True):
+            writer.write(rows.start, dict(block(rows, int(seed))))
     writer.finish()
     return open_run(place)
