@@ -372,7 +372,8 @@ class RunWriter:
     def _resume(self, unit: _Unit, batch_size: int) -> None:
         """Go on from what an interrupted process kept of a unit, at the beginning of a batch, so
         that batches and with them the last bits are those of an uninterrupted run."""
-        found = max(parts_of(self._place, unit.index), default=None)
+        with self._disk():
+            found = max(parts_of(self._place, unit.index), default=None)
         states: Any = None
         if found is not None:
             with suppress(StoreError, OSError, ValueError):

@@ -4,8 +4,9 @@ fsspec reaches."""
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +86,14 @@ class Place:
         """Every file below a folder, by its name from here, with its bytes; none where there is no
         such folder."""
         if self.path is not None:
-            top = self.path / folder
-            return {
-                file.relative_to(self.path).as_posix(): file.stat().st_size
-                for file in (top.rglob("*") if top.is_dir() else ())
-                if file.is_file()
-            }
+            found_here = {}
+            for file in (self.path / folder).rglob("*"):
+                # Another process may remove it meanwhile.
+                with suppress(FileNotFoundError):
+                    info = file.stat()
+                    if stat.S_ISREG(info.st_mode):
+                        found_here[file.relative_to(self.path).as_posix()] = info.st_size
+            return found_here
         top_url = f"{self._root}/{folder}".rstrip("/")
         with _as_os_errors():
             found: dict[str, Any] = self._fs.find(top_url, detail=True)

@@ -22,6 +22,7 @@ import mixer_probe.capture.units as units
 from mixer_probe.capture import extract, open_run
 from mixer_probe.core import files
 from mixer_probe.core.errors import StoreError
+from mixer_probe.core.places import Place
 from mixer_probe.models import Model
 from tests.capture.test_integrity import numbers
 from tests.capture.test_store import Source
@@ -117,6 +118,7 @@ import mixer_probe.capture.store as store
 import mixer_probe.capture.units as units
 from mixer_probe.capture import extract
 from mixer_probe.core.errors import StoreError
+from mixer_probe.core.places import Place
 from tests.capture.test_store import Source
 from tests.helpers.interrupt import Killed, ending
 from tests.networks import CASES
@@ -240,3 +242,20 @@ def test_what_a_full_disk_refuses_while_the_next_unit_passes_is_kept(
     assert kept == ["000000.part-2", "000001.part-2"]
     run = extract(model, Source(6), out=tmp_path / "run", **OPTIONS)
     assert numbers(run) == numbers(extract(model, Source(6), **OPTIONS))
+
+
+def test_files_that_go_while_they_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the leases of other processes do."""
+    place, look = Place(tmp_path), Path.stat
+    for name in ("units/a", "units/b.lease", "units/c"):
+        place.write(name, b"1234")
+
+    def stat(self: Path, **options: Any) -> os.stat_result:
+        if self.suffix == ".lease":
+            self.unlink(missing_ok=True)
+        return look(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert place.sizes("units") == {"units/a": 4, "units/c": 4}
