@@ -125,13 +125,13 @@ from tests.networks import CASES
 
 out, stop = Path(sys.argv[1]), int(sys.argv[2])
 units.LEAST = 2
-write = store.RunWriter._store
+write = store.RunWriter._put
 def slowly(self, unit):
     write(self, unit)
     print(unit.rows.stop, flush=True)
     if unit.rows.stop >= stop:
         time.sleep(60)
-store.RunWriter._store = slowly
+store.RunWriter._put = slowly
 try:
     extract(CASES["dinov2-registers"].model(), Source(9), layers="blocks", batch_size=2, out=out)
 except StoreError as error:
