@@ -67,6 +67,7 @@ def compare(
 
     import mixer_probe as mp
     from mixer_probe.capture import Inputs
+    from mixer_probe.images.pixel_cache import PixelCache
     from mixer_probe.similarity.views import agreement, disagreement
 
     measures, cells = measure_names(measure), None
@@ -103,7 +104,7 @@ def compare(
     # Or the temporary folder of runs that are too large for memory.
     shared: dict[str, Any] = {} if folder is None else {"runs": folder / "runs"}
     reduction: dict[str, Any] = {"reduce": reduce or "mean"}
-    images = source.load() if loaders else None
+    images = source.load().cached(PixelCache()) if loaders else None
     for name, load in loaders.items():
         with closing(Inputs(load(), images, settings=passes.settings(), shared=shared)) as i:
             sides[name] = i.extract(i.images, passes.chosen, part="test", **reduction)

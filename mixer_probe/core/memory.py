@@ -27,6 +27,8 @@ RESIDENT = 2**31
 # One thing that an exact form of a computation cannot do without: beyond this, another form is
 # taken or none.
 MOST = 2**32
+# Cached on disk, in temporary files that only save time.
+ON_DISK = 2**33
 
 # Images of one step of what adds up over images.
 ROWS = 1024

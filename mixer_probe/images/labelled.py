@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import tee
 from multiprocessing.context import BaseContext
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ from mixer_probe.images.decode import (
     reason,
     to_rgb,
 )
+from mixer_probe.images.pixel_cache import PixelCache, PixelSteps, Places, pixel_steps
 from mixer_probe.images.transforms import Transform
 
 # Starting worker processes costs about as much as preparing this many images does.
@@ -60,8 +62,8 @@ class Images(Sequence[Image.Image]):
     `ids` name the images in every result; `labels` [n] are int64 class indices or None;
     `class_names` are indexed by label, so there may be more of them than classes present; `skipped`
     holds (path, reason) of images left out as unreadable; `limit` and `seed` say how these were
-    chosen from the source; `note` is what a reader must know of how they were read. Pickles,
-    without pixels where they come from files."""
+    chosen from the source; `note` is what a reader must know of how they were read; with a `cache`
+    several passes decode each image once. Pickles, without pixels where they come from files."""
 
     name: str
     split: str
@@ -75,6 +77,7 @@ class Images(Sequence[Image.Image]):
     limit: int | None = None
     seed: int = 0
     note: str = ""
+    cache: PixelCache | None = field(default=None, repr=False)
     _seen: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,7 +95,7 @@ class Images(Sequence[Image.Image]):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_seen": {}}
+        return vars(self) | {"_seen": {}, "cache": None}
 
     def __repr__(self) -> str:
         split = f", split={self.split!r}" if self.split else ""
@@ -223,6 +226,12 @@ class Images(Sequence[Image.Image]):
             positions=self.positions[rows],
         )
 
+    def cached(self, cache: PixelCache) -> Images:
+        """The same images, whose pixels are in `cache` once they are decoded."""
+        found = replace(self, cache=cache)
+        found._seen.update(self._seen)
+        return found
+
     @checked(ImagesError)
     def sample(self, limit: int | None, seed: int = 0) -> Images:
         """At most `limit` images in the order they have here, every class as often as it can be.
@@ -267,15 +276,27 @@ class Images(Sequence[Image.Image]):
 
         Raises ImagesError with the path of an image that cannot be decoded, for workers that the
         system ended, and as `index_batches`."""
-        indices = index_batches(batches, len(self))
         alone = self.reader.part([]) is not None
-        items = (self._sent(index) for index in indices) if alone else indices
-        dataset = _Batches(None if alone else self, transform)
+        cache = self.cache
+        steps = None if cache is None else pixel_steps(transform)
+        dataset = _Batches(None if alone else self, transform, steps)
+        under_way: deque[tuple[Sequence[int], Places | None]] = deque()
+
+        def items() -> Iterator[_Item]:
+            for index in index_batches(batches, len(self)):
+                places = None
+                if cache is not None and steps is not None:
+                    places = cache.places(self.reader, steps, self.positions[np.asarray(index)])
+                under_way.append((index, places))
+                if places is not None:
+                    index = [i for i, there in zip(index, places.there, strict=True) if not there]
+                yield self._sent(index) if alone and len(index) else index, places
+
         n_workers = self._n_workers(workers, dataset)
         loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=None,
-            sampler=items,
+            sampler=items(),
             num_workers=n_workers,
             multiprocessing_context=_context() if n_workers else None,
             pin_memory=pin_memory,
@@ -285,8 +306,14 @@ class Images(Sequence[Image.Image]):
             prepared = iter(loader)
         try:
             for batch in prepared:
+                index, places = under_way.popleft()
+                if batch is None and cache is not None:
+                    cache.end()
+                    batch = _Batches(self, transform, None)[index, None]
                 if isinstance(batch, ImagesError):
                     raise batch
+                if cache is not None and steps is not None and places is not None:
+                    cache.add(self.reader, steps, places)
                 yield batch
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
@@ -462,18 +489,26 @@ def indexed_batches(
     return zip(images.batches(transform, given, **options), indices, strict=False)
 
 
+# Images, sent or by their indices, and where those of the batch are cached.
+_Item: TypeAlias = tuple["Images | Sequence[int]", Places | None]
+
+
 @dataclass(frozen=True, eq=False)
-class _Batches(Dataset[torch.Tensor | ImagesError]):
-    """Batches of transformed images: those sent, or those of `images` by their indices. An error is
-    handed over as a value: raised in a worker, it would reach the caller with the worker's
-    traceback for a message."""
+class _Batches(Dataset[torch.Tensor | ImagesError | None]):
+    """Batches of transformed images: those sent, or those of `images` by their indices; None where
+    the cache fails. An error is handed over as a value: raised in a worker, it would reach the
+    caller with the worker's traceback for a message."""
 
     images: Images | None
     transform: Transform
+    steps: PixelSteps | None
 
-    def __getitem__(self, batch: Images | Sequence[int]) -> torch.Tensor | ImagesError:
+    def __getitem__(self, item: _Item) -> torch.Tensor | ImagesError | None:
+        batch, places = item
         images = batch if self.images is None else (self.images[i] for i in batch)  # type: ignore[index]
         try:
+            if places is not None and self.steps is not None:
+                return places.fill(self.steps, iter(images))  # type: ignore[arg-type]
             return torch.stack([self.transform(image) for image in images])  # type: ignore[arg-type]
         except ImagesError as error:
             return error

@@ -31,6 +31,7 @@ from mixer_probe.core.skipped import Skipped, has_no_room
 from mixer_probe.core.threads import use_part
 from mixer_probe.images import Images
 from mixer_probe.images.classes import require_labels
+from mixer_probe.images.pixel_cache import PixelCache
 from mixer_probe.invariance.own_accuracy import own_accuracy
 from mixer_probe.models import Model, describe
 from mixer_probe.parallel import alone, gather, ranks
@@ -47,7 +48,8 @@ class Study:
     `names` are those of the analyses to make, by room; by default those of the settings. What fails
     is left out with its reason, once per room; a `strict` study raises instead, and does not leave
     out what the family of a network is not meant for. With `steps` what is finished is kept on
-    disk, and taken from there by another study of the same. `shared` is that of `Inputs`."""
+    disk, and taken from there by another study of the same. `shared` is that of `Inputs`. Images
+    are decoded once for all networks with the same resize and crop (`PixelCache`)."""
 
     images: Images | None = None
     train: Images | None = None
@@ -68,6 +70,11 @@ class Study:
             )
         chosen = {name: catalog.room(name).check(found) for name, found in names.items()}
         self.settings = replace(self.settings, analyses=chosen)
+        cache = PixelCache()
+        self.images, self.train = (
+            i.cached(cache) if isinstance(i, Images) and i.cache is None else i
+            for i in (self.images, self.train)
+        )
         self._asked = [
             (room, a) for room, a in catalog.analyses() if a.name in chosen.get(room.name, ())
         ]
