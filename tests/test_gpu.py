@@ -91,6 +91,18 @@ def test_bfloat16_autocast_is_near_float32(case: Case, reduce: str) -> None:
     assert any(not np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize("option", ["channels_last", "compiled"])
+@pytest.mark.parametrize("name", ["mixer", "dinov2-registers", "resnet18", "convnext"])
+def test_channels_last_and_compiled_are_near_the_plain_pass(name: str, option: str) -> None:
+    case = CASES[name]
+    model = as_model(case.network(), case.size, device="cuda", **{option: True})
+    wanted = extract(case.model(device="cuda"), case.images(5), reduce="none", batch_size=3)
+    found = extract(model, case.images(5), reduce="none", batch_size=3)
+    for block in wanted:
+        largest = max(1, np.abs(wanted[block]).max())
+        np.testing.assert_allclose(found[block], wanted[block], rtol=0, atol=FLOAT32 * largest)
+
+
 @pytest.mark.parametrize("reducer", [mean_over_positions, every_position])
 def test_copies_beside_the_next_pass_arrive_whole(reducer: object) -> None:
     """Pinned, asynchronous copies against copies that are waited for, over many batches of some

@@ -306,7 +306,8 @@ class Inputs:
         divide_hashing(images)
         s, record, selected = self.settings, self.record, self.model.select(layers)
         names = [layer.name for layer in selected]
-        of = digest(record.fingerprint, images.fingerprint, reduce, s.autocast or "", *names)[:16]
+        computed = s.autocast or "", *self.model.options
+        of = digest(record.fingerprint, images.fingerprint, reduce, *computed, *names)[:16]
         # Of float32; twice as much, of a network in float64, has room too.
         size = 4 * len(images) * sum(math.prod(stored_shape(x, reduce)[0]) for x in selected)
         out = self.place(f"{slug(record.name)}-{of}-{part}.zarr", size)

@@ -116,9 +116,9 @@ def extract(
     if dtype is None:
         dtype = "float64" if model.dtype is torch.float64 else "float32"
     check_choice("dtype", dtype, ("float16", "float32", "float64"), ImagesError)
-    precision = autocast or str(model.dtype)
+    computed = ", ".join([autocast or str(model.dtype), *model.options])
     record = RunRecord(
-        model.record, source.record, selected, reduce, repr(model.input), precision, dtype, versions
+        model.record, source.record, selected, reduce, repr(model.input), computed, dtype, versions
     )
     sums = UnitSums(Units.of(len(source), bytes_per_image(record)), also)
     passes = partial(_pieces, model, source, record, autocast, sums, workers)

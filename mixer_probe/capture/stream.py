@@ -14,8 +14,10 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils import _pytree as pytree
 
+from mixer_probe.capture.compiled import compiled
 from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.hooks import Reducer, capture
 from mixer_probe.core.accumulator import Accumulator
@@ -272,6 +274,7 @@ def stream(
             "load_model(dtype=...)"
         )
     most, device = batch_size, model.device.type
+    blocks = [block.module for block in model.structure.blocks] if model.compiled else []
     given = batch_size if rows is None else rows
     with (
         task(title or model.name, len(source)) as advance,
@@ -286,7 +289,7 @@ def stream(
                 places = [(reading, *reading.of(position, len(part))) for reading in readings]
                 now = [(reading, rows) for reading, _, rows in places if len(rows)]
                 with passing(position):
-                    found = _reduced(model, now, dtype, part)
+                    found = _reduced(model, blocks, now, dtype, part)
                 if found is None:
                     # Only now is the error gone, and with it the tensors of the pass that failed.
                     most = len(part) // 2
@@ -310,6 +313,7 @@ def stream(
 
 def _reduced(
     model: Model,
+    to_compile: Sequence[nn.Module],
     readings: Sequence[tuple[Reading, np.ndarray]],
     autocast: torch.dtype | None,
     part: torch.Tensor,
@@ -342,6 +346,7 @@ def _reduced(
         # Autocast inside: a capture disables whatever autocast it is created in.
         with (
             capture(model, layers, reducer) as run,
+            compiled(to_compile),
             nullcontext()
             if autocast is None
             else torch.autocast(model.device.type, dtype=autocast),
@@ -363,7 +368,8 @@ class _SetAside:
     holes that the next ones do not fit: a pass takes up to a quarter more memory."""
 
     def __init__(self) -> None:
-        self._free = torch.empty(2**21)
+        with torch.inference_mode(False):
+            self._free = torch.empty(2**21)
 
     def __call__(self, value: Any) -> Any:
         if (

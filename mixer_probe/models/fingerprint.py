@@ -33,7 +33,7 @@ _NO_PART = frozenset(
 )
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, np.generic)
-# Hooks that come and go with one of our own passes.
+# Hooks and forward passes that come and go with one of our own passes.
 _PASSING = ("mixer_probe.", "captum.")
 # Classes of these change with their versions only, which results state.
 _LIBRARIES = frozenset(
@@ -93,12 +93,17 @@ def hooks(network: nn.Module) -> str:
     for path, module in network.named_modules():
         for kind in _HOOKS:
             for hook in vars(module)[kind].values():
-                if not str(getattr(hook, "__module__", "")).startswith(_PASSING):
+                if not _passes(hook):
                     reader.say(f"{path} {kind}")
                     reader.value(hook)
                 elif stated := getattr(hook, "identity", lambda: "")():
                     reader.say(f"{path} {stated}")
     return reader.hash.hexdigest()
+
+
+def _passes(function: Any) -> bool:
+    """Whether a hook or a forward pass is there for one of our own passes."""
+    return str(getattr(function, "__module__", "")).startswith(_PASSING)
 
 
 def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -158,7 +163,7 @@ class _Reader:
             if (
                 name not in _OWN
                 and name not in _NO_PART
-                and (everything or name != "forward")
+                and (name != "forward" or (everything and not _passes(value)))
                 and "cache" not in name
             ):
                 self.say(f"attribute {name}")

@@ -24,7 +24,7 @@ from mixer_probe.models.build import HUB, build, build_from_folder, read_config
 from mixer_probe.models.checkpoint import read_checkpoint
 from mixer_probe.models.hub import NOT_IN_CACHE, cache_folder, offline_if_unreachable
 from mixer_probe.models.inputs import stated_input, timm_input, with_given
-from mixer_probe.models.model import Model, Weights, make_model
+from mixer_probe.models.model import Model, Weights, make_model, to_channels_last
 from mixer_probe.models.weights import check_finite, load_into
 from mixer_probe.models.wrappers import check_parameters, unwrap
 from mixer_probe.parallel import ranks
@@ -64,6 +64,8 @@ def load_model(
     name: str | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
+    channels_last: bool = False,
+    compiled: bool = False,
     **timm_arguments: Any,
 ) -> Model:
     """Load a network of the Mixer, ViT or CNN family.
@@ -82,6 +84,12 @@ def load_model(
     are drawn with `seed`. Further arguments go to `timm.create_model` (num_classes, img_size,
     in_chans, ...) and win over what timm fixes for the name: load_model("mixer_b16_224",
     pretrained=False, patch_size=8, num_blocks=4) is such a Mixer.
+
+    `channels_last` puts the weights of convolutions into that order in memory, in which they then
+    compute. With `compiled` the blocks run through torch.compile where images stream through the
+    network (`extract`, `stream`); a block runs as it is where gradients are asked for and where
+    something inside of it is captured or changed. Both change the last bits of numbers, and are
+    part of the identity of a stored run, not of the network's fingerprint.
 
     The network is put into eval mode. An nn.Module is used as it is, not copied; what training code
     put around it is taken off (`wrappers.unwrap`), as the note of its weights says. Networks are
@@ -123,6 +131,9 @@ def load_model(
     if class_names is not None:
         found.class_names = tuple(class_names)
     found.module.to(device=place, dtype=number)
+    found.compiled = compiled
+    if channels_last:
+        to_channels_last(found.module)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from mixer_probe.core.errors import ModelError
 from mixer_probe.core.fingerprint import digest
@@ -41,7 +42,8 @@ class Model:
 
     `untrained` makes the same architecture with re-initialised weights (the baseline of every
     analysis). `class_names` are those of its outputs, where they were given or are the zoo's;
-    `models.classes.outputs_of` also knows those of ImageNet."""
+    `models.classes.outputs_of` also knows those of ImageNet. The blocks of a `compiled` one are
+    compiled where images stream through it."""
 
     name: str
     module: nn.Module
@@ -50,6 +52,7 @@ class Model:
     weights: Weights
     make_untrained: Callable[[], Model] | None = field(default=None, repr=False)
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
+    compiled: bool = field(default=False, repr=False)
     _known: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
     _suffix: str = field(default="", init=False, repr=False)
 
@@ -137,6 +140,18 @@ class Model:
         return digest(network_fingerprint(self.module), repr(self.input))
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """How passes over images are computed, where it changes the last bits only: "channels_last"
+        for convolutions whose weights lie so in memory, and "compiled"."""
+        last = any(
+            module.weight.is_contiguous(memory_format=torch.channels_last)
+            and not module.weight.is_contiguous()
+            for module in self.module.modules()
+            if isinstance(module, nn.Conv2d)
+        )
+        return ("channels_last",) * last + ("compiled",) * self.compiled
+
+    @property
     def record(self) -> ModelRecord:
         """What travels with every number measured on this model."""
         w = self.weights
@@ -172,6 +187,9 @@ class Model:
         baseline.input = self.input
         baseline.class_names = self.class_names
         baseline.module.to(device=self.device, dtype=self.dtype)
+        baseline.compiled = self.compiled
+        if "channels_last" in self.options:
+            to_channels_last(baseline.module)
         return baseline
 
     @plain_modes()
@@ -180,6 +198,12 @@ class Model:
         with lock_of(self.module):
             self.module.to(device)
         return self
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Put the weights of convolutions into channels_last order, in which these then compute."""
+    with lock_of(network):
+        convert_conv2d_weight_memory_format(network, torch.channels_last)
 
 
 def make_model(

@@ -88,7 +88,7 @@ def identity(value: Any) -> Any:
     and settings, of images their content and classes, each with the names that results repeat, of
     representations what they are of."""
     if isinstance(value, Model):
-        where = (value.device.type, str(value.dtype))
+        where = (value.device.type, str(value.dtype), *value.options)
         return {"model": to_dict(value.record), "input": to_dict(value.input), "where": list(where)}
     if isinstance(value, Representations):
         return {
