@@ -4,7 +4,7 @@ are always removed."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -53,6 +53,10 @@ def capture(
         yield lambda batch: session.run(model, passes, batch)
 
 
+class _Seen(BaseException):
+    """Ends the second call of a module of attention. As `Stop`, not an Exception."""
+
+
 class _Session(Generic[T]):
     """The state of one `capture`: what is wanted, and what was found."""
 
@@ -71,15 +75,18 @@ class _Session(Generic[T]):
             raise Stop
 
     def see_maps(self, call: Call) -> None:
-        """Attention maps that a fused kernel hides: its module is called once more without it."""
+        """Attention maps that a fused kernel hides: its module is called once more without it, as
+        far as to the maps."""
 
         def see(inside: Call) -> None:
             self.see(replace(inside, path=call.path + _MAPS, number=call.number))
+            raise _Seen
 
         with (
             repeating(),
             unfused(call.module),
             hooked(call.module, [_MAPS.removeprefix(".")], see),
+            suppress(_Seen),
         ):
             call.module.forward(*call.args, **call.kwargs)
 

@@ -46,6 +46,11 @@ def is_left(name: str) -> bool:
     return left or is_leftover(Path(name))
 
 
+def is_metadata(name: str) -> bool:
+    """Whether a file says what an array or the run is."""
+    return name == NOTE or name.rpartition("/")[2] == "zarr.json"
+
+
 def marker_name(unit: int) -> str:
     """The file that says that a unit is written."""
     return f"units/{unit:06d}.json"

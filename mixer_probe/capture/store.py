@@ -37,6 +37,7 @@ from mixer_probe.capture.run_files import (
     images_done,
     is_complete,
     is_left,
+    is_metadata,
     keep_sound,
     marker_name,
     markers,
@@ -227,7 +228,7 @@ class RunWriter:
                     f"{self._place} already exists and is not a resumable extraction; delete "
                     "it or choose another place"
                 )
-        elif note != self._note():
+        elif note != self._note() and not self._is_empty():
             raise StoreError(
                 f"{self._place} holds another unfinished run; finish it, delete it or choose "
                 "another place"
@@ -249,8 +250,12 @@ class RunWriter:
         if finished and not verify:
             return True
         with self._disk():
-            # First of all: whatever happens from here on, the place is known to be this run.
             note = self._note()
+            with suppress(StoreError):  # A damaged one is replaced.
+                if read_note(self._place) not in (None, note):
+                    # Of another run, without an image.
+                    self._place.remove(filter(is_metadata, self._place.sizes()))
+            # First of all: whatever happens from here on, the place is known to be this run.
             content = json.dumps({**note, "checksum": checksum(note)}).encode()
             if read_file(self._place, NOTE) != content:
                 self._place.write(NOTE, content)
@@ -275,6 +280,12 @@ class RunWriter:
             return record.identity() == self._record.identity()
         except (StoreError, KeyError, ValueError, TypeError, AttributeError):
             return False
+
+    def _is_empty(self) -> bool:
+        """Whether no image of an unfinished run is there."""
+        with self._disk():
+            there = self._place.sizes("units")
+        return not markers(self._place) and not any(".part-" in name for name in there)
 
     def _note(self) -> dict[str, Any]:
         """What the run is."""

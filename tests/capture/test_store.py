@@ -457,6 +457,18 @@ def test_another_unfinished_run_is_not_thrown_away(model: Model, tmp_path: Path)
     assert source.starts[-1] == 4
 
 
+def test_another_run_of_which_nothing_is_finished_is_replaced(model: Model, tmp_path: Path) -> None:
+    source = Source(6)
+    source.fails_at = 0
+    with pytest.raises(OSError, match="disk went away"):
+        extract(model, source, batch_size=2, out=tmp_path / "run")
+    found = extract(model, Source(7), "blocks.0", batch_size=2, out=tmp_path / "run")
+    same(open_run(tmp_path / "run"), found)
+    assert list(zarr.open_group(tmp_path / "run").array_keys()) == sorted(
+        zarr.open_group(tmp_path / "run", use_consolidated=False).array_keys()
+    )
+
+
 def test_a_foreign_folder_is_refused_and_left_alone(model: Model, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
