@@ -30,6 +30,7 @@ from mixer_probe.core.fingerprint import (
     tensor_keys,
 )
 from mixer_probe.core.hooks import passing
+from mixer_probe.core.memory import SmallTensors
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.validate import checked
@@ -330,7 +331,7 @@ def _reduced(
         {layer.name: layer for reading, _ in readings for layer in reading.layers}.values()
     )
 
-    kept = _SetAside() if model.device.type == "cpu" else _as_it_is
+    together = SmallTensors(torch.float32) if model.device.type == "cpu" else None
 
     def reducer(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> list[Any]:
         found = []
@@ -339,7 +340,8 @@ def _reduced(
                 given = positions, prefix
                 if index is not None:
                     given = positions[index], None if prefix is None else prefix[index]
-                found.append(pytree.tree_map(kept, reading.reducer(layer, *given)))
+                result = reading.reducer(layer, *given)
+                found.append(result if together is None else pytree.tree_map(together, result))
         return found
 
     try:
@@ -359,31 +361,6 @@ def _reduced(
                 "reduce='mean' or device='cpu'"
             ) from error
         return None
-
-
-class _SetAside:
-    """Moves small results on the CPU to one block of memory, allocated before the pass.
-
-    Where each has its own, they come to lie between the large blocks of the network, which leave
-    holes that the next ones do not fit: a pass takes up to a quarter more memory."""
-
-    def __init__(self) -> None:
-        with torch.inference_mode(False):
-            self._free = torch.empty(2**21)
-
-    def __call__(self, value: Any) -> Any:
-        if (
-            not isinstance(value, torch.Tensor)
-            or value.dtype != self._free.dtype
-            or value.numel() > len(self._free)
-        ):
-            return value
-        place, self._free = self._free.tensor_split([value.numel()])
-        return place.view(value.shape).copy_(value)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
 
 
 def transform_of(model: Model) -> Callable[[Any], torch.Tensor]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from typing import Any
 
-from torch import device
+import torch
 
 from mixer_probe.core.errors import MixerProbeError
 
@@ -44,7 +45,7 @@ def slices(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def of_device(where: device) -> int:
+def of_device(where: torch.device) -> int:
     """Bytes of a step that reads its numbers several times: `CACHE` on a CPU, else `LARGE`."""
     return CACHE if where.type == "cpu" else LARGE
 
@@ -68,3 +69,32 @@ def check_fits(
             f"{what} take {needed / 2**30:.4g} GiB and do not fit into "
             f"{room(most) / 2**30:.4g} GiB: {instead}"
         )
+
+
+class SmallTensors:
+    """Moves small tensors on the CPU to blocks of memory that are allocated for many of them.
+
+    Where each has its own, those that outlive a step come to lie between its large blocks, which
+    leave holes that the blocks of the next step do not fit: the process grows with every step."""
+
+    def __init__(self, dtype: torch.dtype, numbers: int = 2**21) -> None:
+        self._dtype, self._numbers = dtype, numbers
+        self._free = self._block()
+
+    def __call__(self, value: Any) -> Any:
+        """The same tensor elsewhere; what is no tensor of this type, or larger than a block, as
+        it is."""
+        if (
+            not isinstance(value, torch.Tensor)
+            or value.dtype != self._dtype
+            or value.numel() > self._numbers
+        ):
+            return value
+        if value.numel() > len(self._free):
+            self._free = self._block()
+        place, self._free = self._free.tensor_split([value.numel()])
+        return place.view(value.shape).copy_(value)
+
+    def _block(self) -> torch.Tensor:
+        with torch.inference_mode(False):
+            return torch.empty(self._numbers, dtype=self._dtype)

@@ -243,6 +243,8 @@ def by_minibatches(
                 left, right = ({name: X[places] for name, X in side.items()} for side in sides)
                 accumulator.update(left, right)
                 advance(1)
+            # Not beside those of the next batches.
+            del sides, left, right
     return accumulator
 
 

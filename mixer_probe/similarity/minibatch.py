@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixer_probe.core.accumulator import Accumulator, state_field
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.core.memory import at_once, slices
+from mixer_probe.core.memory import SmallTensors, at_once, slices
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, centre_gram, divisor
@@ -66,6 +66,7 @@ class MinibatchCKA(Accumulator):
 
     def __post_init__(self) -> None:
         check_permutations(self.permutations)
+        self._together = SmallTensors(torch.float64, 2**16)
 
     @property
     def n(self) -> int:
@@ -123,7 +124,7 @@ class MinibatchCKA(Accumulator):
                 shuffled = grams[:, drawn[:, :, None], drawn[:, None, :]].flatten(2)
                 null = torch.einsum("ak,bsk->sab", left, shuffled).cpu()
                 self._null[part] += n * null / divisor(n, "unbiased")
-        self._found.append(_Batch(n, cross, *own))
+        self._found.append(_Batch(n, *map(self._together, (cross, *own))))
 
     def merge(self, other: MinibatchCKA) -> None:
         """Add the batches of `other`; it stays as it is.

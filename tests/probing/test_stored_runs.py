@@ -88,6 +88,7 @@ def test_probes_of_stored_runs(
 MEASURED = """
 import sys
 import mixer_probe as mp
+from mixer_probe.capture.analysis_inputs import halves
 from mixer_probe.probing import control_task
 
 a, b, train = (mp.open_run(f"{sys.argv[1]}/{name}") for name in ("a", "b", "train"))
@@ -95,6 +96,8 @@ mp.compare(a, b, ["cka", "procrustes"], permutations=19, resamples=0)
 mp.linear_probe(train, a)
 mp.probing.few_shot_probe(train, a, (1, 5), 2)
 control_task(train, a, controls=1)
+fit, rest = halves(a.labels, "a", a.class_names, 0)
+mp.linear_probe(a.take(fit, "fit"), a.take(rest, "rest"))
 with open("/proc/self/status") as status:
     print(*(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
 """
