@@ -9,8 +9,9 @@ OUT ?= mixer-probe-demo
 demo: $(VENV)/.installed
 	$(BIN)/mixer-probe demo --out $(OUT)
 
-# Files of tests in two processes, since each test runs on one thread; tests/conftest.py puts the longest files first.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Files of tests in two to four processes, as there are cores, since each test runs on one thread; tests/conftest.py puts the longest files first.
+PROCESSES := $(shell n=$$(nproc 2>/dev/null || echo 2); test $$n -ge 2 || n=2; test $$n -le 4 || n=4; echo $$n)
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not gpu and not browser" --faster-than 2

@@ -37,12 +37,12 @@ def attention_places(model: Model) -> list[Place]:
         raise MeasureError(
             f"{model.name} is a {model.family} and has no attention; {_ALTERNATIVES}"
         )
-    places = []
-    for run in model.structure.runs:
-        attention, layer = getattr(run.block.module, "attn", None), model.layer(run.name)
+    places, structure = [], model.structure
+    for run in structure.runs:
+        attention, layer = getattr(run.block.module, "attn", None), structure.find(run.name)
         # The matrix passes once per call of the attention, also where the trace recorded a fused
         # kernel instead.
-        calls = model.structure.parts(run, ("attn",))
+        calls = structure.parts(run, ("attn",))
         over_tokens = layer.axes == Axes.BNC.name and layer.grid is not None
         explicit = isinstance(getattr(attention, "attn_drop", None), nn.Module) and hasattr(
             attention, "fused_attn"

@@ -14,7 +14,7 @@ from torch import nn
 
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.structure import BlockRun
+from mixer_probe.models.structure import BlockRun, Structure
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,19 @@ if hasattr(vit, "DiffParallelScalingBlock"):
 
 def branch_ends(model: Model) -> tuple[Branches, ...]:
     """The branches of every call of a block, in execution order; see `Branches`."""
-    return tuple(_branches(model, run) for run in model.structure.runs)
+    structure = model.structure
+    return tuple(_branches(structure, run) for run in structure.runs)
 
 
-def _branches(model: Model, run: BlockRun) -> Branches:
+def _branches(structure: Structure, run: BlockRun) -> Branches:
     ends = _ENDS.get(run.block.spec.cls)
     if ends is None:
         return Branches(run.name, None)
 
     def first(names: tuple[str, ...], call: int = 0) -> Layer | None:
         """The layer of a call of the first of these modules that runs."""
-        calls = next((found for n in names if (found := model.structure.calls(run, n))), [])
-        return model.structure.at(*calls[call]) if call < len(calls) else None
+        calls = next((found for n in names if (found := structure.calls(run, n))), [])
+        return structure.at(*calls[call]) if call < len(calls) else None
 
     return Branches(
         run.name,

@@ -215,9 +215,10 @@ def cumulative_products(
 ) -> list[Products]:
     """Energies from the cells of the image to the output positions `rows` of every block, from one
     group of images: own and crossed [row, cell] per block, and no prefix."""
-    blocks = model.structure.runs
+    structure = model.structure
+    blocks = structure.runs
     runs = {(run.block.path, run.call): k for k, run in enumerate(blocks)}
-    prefix = [model.layer(run.name).prefix_tokens for run in blocks]
+    prefix = [structure.find(run.name).prefix_tokens for run in blocks]
     at = [torch.from_numpy(r).to(x.device) for r in rows]
     network = model.module
 

@@ -178,7 +178,8 @@ def spatial_mixing(
         )
     size = (model.input.size[1], model.input.size[2])
     cells = cells or common_grid(size)
-    layers = tuple(model.layer(run.name) for run in model.structure.runs)
+    structure = model.structure
+    layers = tuple(structure.find(run.name) for run in structure.runs)
     grids = [grid for _, grid in with_grid(layers, "spatial mixing")]
     lattice = cells if positions is None else (max(1, math.isqrt(positions)),) * 2
     rng = np.random.default_rng(seed)

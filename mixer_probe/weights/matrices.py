@@ -322,13 +322,14 @@ def _repeated(rows: torch.Tensor, width: int, heads: int) -> torch.Tensor:
 def _between_blocks(model: Model) -> Iterator[MixingMatrix]:
     """Linear layers and convolutions that run between the blocks: downsampling of ConvNeXt and
     Swin."""
-    blocks = model.structure.blocks
-    orders = [model.layer(block.path).order for block in blocks]
+    structure = model.structure
+    blocks = structure.blocks
+    orders = [structure.find(block.path).order for block in blocks]
     inside = tuple(block.path + "." for block in blocks)
     for path, leaf in _leaves(model.module):
-        if path.startswith(inside) or path not in model.structure.names():
+        if path.startswith(inside) or path not in structure.names():
             continue
-        layer = model.layer(path)
+        layer = structure.find(path)
         if orders[0] < layer.order < orders[-1]:
             plain = isinstance(leaf, nn.Linear) or leaf.kernel_size == (1, 1)
             part = _Part("downsample", "channel" if plain else "both", main=False)

@@ -29,7 +29,7 @@ from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.identification import layer_identification
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.summary import model_similarity
-from mixer_probe.study import StudySettings, run_analyses, run_study
+from mixer_probe.study import Study, StudySettings, run_analyses, run_study
 from mixer_probe.weights.figures import token_mixing_units
 from tests.helpers.golden import GOLDEN
 from tests.networks import randomised
@@ -73,12 +73,11 @@ def crowded() -> list[Result]:
     # check with their own tests.
     channels = ("statistics", "selectivity", "needed", "partners")
     probes = ("accuracy", "fewshot", "control", "patch-position")
-    return run_study(
-        models,
-        images,
-        train,
-        StudySettings(permutations=20, analyses={"probing": probes, "channels": channels}),
-    )
+    settings = StudySettings(permutations=20, analyses={"probing": probes, "channels": channels})
+    study = Study(images, train, settings, shared={"mixing": MixingSettings(images=4)})
+    for model in models:
+        study.add(model, card=True)
+    return study.finish()
 
 
 def little() -> mp.Model:
