@@ -56,7 +56,7 @@ FULL = StudySettings(
     permutations=300,
 )
 # Attributions are most of the work.
-SMOKE = replace(FULL, analyses={**FULL.analyses, "attribution": ()})
+SMOKE = replace(FULL, analyses={**FULL.analyses, "attribution": (), "mixing": ()})
 
 
 def main() -> None:

@@ -260,7 +260,7 @@ def by_ranks(arguments: argparse.Namespace) -> dict[str, float]:
 
 def as_rank(out: str, device: str) -> None:
     """One of the processes of `by_ranks`; the first prints how long it took."""
-    model, images = small_case(16_384, device)
+    model, images = small_case(4096, device)
     plain(model, images[:64])
     agree(lambda: None)
     began = time.perf_counter()
@@ -346,6 +346,7 @@ def main() -> None:
         content["scaling"] = scaling(arguments)
         for label, found in content["scaling"].items():
             print(f"{label:<30} {found['ratio']:>6.3f} {found['seconds_per_1000']:>8.3f} s/1000")
+        write(content, arguments.json)
         content["ranks"] = by_ranks(arguments)
         print("processes:", ", ".join(f"{n}: {s:.2f} s" for n, s in content["ranks"].items()))
     for name in () if arguments.scaling else arguments.models:
