@@ -16,7 +16,7 @@ from tests.capture.test_store import Source
 from tests.helpers.forked import run_ranks
 from tests.networks import CASES
 
-N, KILLS = 240, 20
+N, KILLS = 358, 20
 
 
 class Slow(Source):

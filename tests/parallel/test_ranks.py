@@ -51,7 +51,8 @@ def test_a_process_killed_at_twenty_moments_changes_no_byte(
     assert done == sorted(done)
     # Some died in the middle of the work.
     assert len(set(done)) > 8
-    assert done[-1] < 60
+    # And none came after the last unit.
+    assert done[-1] < 90
 
 
 def test_every_command_gives_the_same_with_1_2_and_3_processes(tmp_path: Path) -> None:
