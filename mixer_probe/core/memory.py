@@ -72,18 +72,18 @@ def check_fits(
 
 
 class SmallTensors:
-    """Moves small tensors on the CPU to blocks of memory that are allocated for many of them.
+    """Copies small tensors on the CPU into blocks of memory that many of them share.
 
-    Where each has its own, those that outlive a step come to lie between its large blocks, which
-    leave holes that the blocks of the next step do not fit: the process grows with every step."""
+    Allocated one by one, those that outlive a step lie between its large tensors. When these are
+    freed, the gaps are too small for the next ones, and the process grows with every step."""
 
     def __init__(self, dtype: torch.dtype, numbers: int = 2**21) -> None:
         self._dtype, self._numbers = dtype, numbers
         self._free = self._block()
 
     def __call__(self, value: Any) -> Any:
-        """The same tensor elsewhere; what is no tensor of this type, or larger than a block, as
-        it is."""
+        """A copy of a tensor of this type that fits into a block; anything else is returned as it
+        is."""
         if (
             not isinstance(value, torch.Tensor)
             or value.dtype != self._dtype

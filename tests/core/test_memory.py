@@ -9,7 +9,7 @@ import torch
 
 from mixer_probe.core import memory
 from mixer_probe.core.errors import MeasureError, StoreError
-from mixer_probe.core.memory import at_once, check_fits, of_device, room, slices
+from mixer_probe.core.memory import SmallTensors, at_once, check_fits, of_device, room, slices
 
 
 def _machine_of(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +76,23 @@ def test_a_refusal_says_how_much_is_missing_and_what_to_do(monkeypatch: pytest.M
         check_fits(7 * 2**29, "layers", "take fewer", StoreError)
     with pytest.raises(MeasureError, match=r"^layers take 3\.5 GiB and do not fit into 2 GiB: "):
         check_fits(7 * 2**29, "layers", "take fewer", MeasureError, most=2**31)
+
+
+def test_small_tensors_share_blocks_and_keep_their_values() -> None:
+    together = SmallTensors(torch.float32, 10)
+    shapes = (2, 3), (), (0, 4), (8,)
+    given = [torch.arange(math.prod(s), dtype=torch.float32).reshape(s) for s in shapes]
+    found = [together(one) for one in given]
+    for one, own in zip(found, given, strict=True):
+        assert torch.equal(one, own)
+        assert one.untyped_storage().data_ptr() != own.untyped_storage().data_ptr()
+    # 6 + 1 + 0 numbers fit into one block, and 8 more do not.
+    blocks = [one.untyped_storage().data_ptr() for one in found]
+    assert blocks[0] == blocks[1]
+    assert blocks[0] != blocks[3]
+
+
+def test_other_things_stay_where_they_are() -> None:
+    together = SmallTensors(torch.float32, 10)
+    for one in (torch.zeros(11), torch.zeros(3, dtype=torch.float64), None, "text"):
+        assert together(one) is one
