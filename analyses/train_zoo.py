@@ -40,8 +40,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from mixer_probe import zoo
+from mixer_probe.training.augmentation import Augmentation
 from mixer_probe.zoo.architectures import ARCHITECTURES
-from mixer_probe.zoo.augmentation import Augmentation
 from mixer_probe.zoo.cards import CLASS_NAMES, MEAN, STD, Card
 from mixer_probe.zoo.networks import load_weights, read_checkpoint
 

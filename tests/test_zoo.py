@@ -21,9 +21,10 @@ from timm.models.vision_transformer import VisionTransformer
 
 from mixer_probe import load_images, zoo
 from mixer_probe.core.errors import CheckpointError, ModelError
-from mixer_probe.zoo import augmentation, cards
+from mixer_probe.training import augmentation
+from mixer_probe.training.augmentation import Augmentation
+from mixer_probe.zoo import cards
 from mixer_probe.zoo.architectures import ARCHITECTURES
-from mixer_probe.zoo.augmentation import Augmentation
 from mixer_probe.zoo.cards import CHECKPOINTS, card_from_json
 from mixer_probe.zoo.networks import read_checkpoint
 

@@ -17,7 +17,7 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 # timm's class, its keyword arguments, and what is replaced afterwards.
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
@@ -66,12 +66,54 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def construct(family: str, seed: int) -> nn.Module:
-    """The untrained network of a family, float32 on the CPU; the caller's RNG stays as it was."""
+def construct(family: str, seed: int, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """The untrained network of a family, float32 on the CPU; the caller's RNG stays as it was.
+    `arguments` replace those of `ARCHITECTURES`. Raises TypeError for an argument that the network
+    does not have."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model = _CONSTRUCTORS[family](**ARCHITECTURES[family]["arguments"]).float()
+        given = {**ARCHITECTURES[family]["arguments"], **(arguments or {})}
+        model = _CONSTRUCTORS[family](**given).float()
         initialise(model, torch.Generator().manual_seed(seed))
     return model
+
+
+class UntiedMlp(nn.Module):
+    """A token MLP per group of channels: of images [b, channel, token], each group of channels has
+    weights of its own (Tolstikhin et al. 2021, appendix A.1). One group is the token MLP of a
+    Mixer, as many groups as channels unties it altogether."""
+
+    def __init__(self, groups: int, channels: int, tokens: int, hidden: int) -> None:
+        super().__init__()
+        if channels % groups:
+            raise ValueError(f"{channels} channels cannot be divided into {groups} groups")
+        self.groups = groups
+        self.fc1_weight = nn.Parameter(torch.empty(groups, hidden, tokens))
+        self.fc1_bias = nn.Parameter(torch.empty(groups, hidden))
+        self.act = nn.GELU()
+        self.fc2_weight = nn.Parameter(torch.empty(groups, tokens, hidden))
+        self.fc2_bias = nn.Parameter(torch.empty(groups, tokens))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, channel, token] to the same shape."""
+        b, channels, tokens = x.shape
+        # Groups first, so that each multiplies one matrix.
+        x = x.reshape(b, self.groups, -1, tokens).transpose(0, 1).reshape(self.groups, -1, tokens)
+        hidden = self.act(torch.baddbmm(self.fc1_bias[:, None], x, self.fc1_weight.mT))
+        mixed = torch.baddbmm(self.fc2_bias[:, None], hidden, self.fc2_weight.mT)
+        mixed = mixed.reshape(self.groups, b, -1, tokens).transpose(0, 1)
+        return mixed.reshape(b, channels, tokens)
+
+
+def _mixer(token_groups: int = 1, **arguments: Any) -> nn.Module:
+    """A Mixer; with `token_groups` above 1, with a token MLP for every group of channels."""
+    model = MlpMixer(**arguments)
+    if token_groups > 1:
+        for block in cast(Any, model).blocks:
+            fc1 = block.mlp_tokens.fc1
+            block.mlp_tokens = UntiedMlp(
+                token_groups, model.embed_dim, fc1.in_features, fc1.out_features
+            )
+    return cast(nn.Module, model)
 
 
 def _resnet(**arguments: Any) -> nn.Module:
@@ -87,7 +129,7 @@ def _resnet(**arguments: Any) -> nn.Module:
 
 
 _CONSTRUCTORS: Mapping[str, Callable[..., nn.Module]] = {
-    "mixer": MlpMixer,
+    "mixer": _mixer,
     "vit": VisionTransformer,
     "resnet": _resnet,
 }
@@ -101,7 +143,7 @@ def initialise(model: nn.Module, generator: Generator) -> None:
     be the same for all.
     """
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
+        if parameter.ndim == 1 or name.endswith("bias"):
             # Norm scales are the only one-dimensional weights; norm shifts and linear biases start
             # at zero.
             nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
@@ -115,5 +157,9 @@ def initialise(model: nn.Module, generator: Generator) -> None:
             nn.init.kaiming_normal_(
                 parameter, mode="fan_out", nonlinearity="relu", generator=generator
             )
+        elif parameter.ndim == 3:
+            # One matrix per group of channels.
+            for matrix in parameter:
+                nn.init.xavier_uniform_(matrix, generator=generator)
         else:
             nn.init.xavier_uniform_(parameter, generator=generator)

@@ -42,7 +42,8 @@ class Card:
     construction. `initial_norm` is the L2 norm of all initial parameters, which `build(name)` has
     to give again. `test_accuracy` is a fraction of `test_images`, measured in float32 on the
     weights as they are stored (rounded to float16), from the average of the weights over the last
-    steps of the training and not from any step chosen by its accuracy.
+    steps of the training and not from any step chosen by its accuracy. `seconds` is the time of the
+    training (0: not recorded).
     """
 
     name: str
@@ -62,6 +63,7 @@ class Card:
     torch_version: str
     timm_version: str
     command: str
+    seconds: float = 0.0
     input_size: tuple[int, int, int] = INPUT_SIZE
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD

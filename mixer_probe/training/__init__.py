@@ -1,0 +1,19 @@
+"""Training of small networks: recipes, a trainer that resumes to the last bit, finished runs."""
+
+from mixer_probe.training.augmentation import Augmentation
+from mixer_probe.training.examples import TrainingImages, training_images
+from mixer_probe.training.recipe import Recipe
+from mixer_probe.training.runs import CurvePoint, Run
+from mixer_probe.training.trainer import Trainer, TrainingError, train
+
+__all__ = [
+    "Augmentation",
+    "CurvePoint",
+    "Recipe",
+    "Run",
+    "Trainer",
+    "TrainingError",
+    "TrainingImages",
+    "train",
+    "training_images",
+]

@@ -1,0 +1,97 @@
+"""`TrainingImages`: labelled images decoded once and kept as 8-bit pixels, for many epochs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mixer_probe.core.errors import ImagesError
+from mixer_probe.core.threads import in_threads
+from mixer_probe.images.labelled import Images
+from mixer_probe.images.pixel_cache import pixel_steps
+
+# Pixels up to this size are held on the accelerator.
+ON_DEVICE = 8 * 2**30
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Pixels, uint8 [n, 3, h, w], and labels, int64 [n], with the names of the classes by label;
+    `fingerprint` is that of the images."""
+
+    pixels: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    name: str
+    fingerprint: str
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def description(self) -> str:
+        """Name, number of images and fingerprint."""
+        return f"{self.name}: {len(self):,} images, fingerprint {self.fingerprint[:16]}"
+
+    def subset(self, indices: Tensor) -> TrainingImages:
+        """The images at `indices`."""
+        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
+
+    def to(self, device: torch.device) -> TrainingImages:
+        """On the device, where there is room for them; labels always."""
+        fits = self.pixels.numel() <= ON_DEVICE
+        pixels = self.pixels.to(device) if fits else self.pixels
+        return replace(self, pixels=pixels, labels=self.labels.to(device))
+
+    def spread(self, n: int) -> Tensor:
+        """The indices of at most `n` images, the same number of every class where it can be."""
+        labels = pd.Series(self.labels.cpu().numpy())
+        turn = labels.groupby(labels).cumcount().to_numpy()
+        return torch.from_numpy(np.sort(np.argsort(turn, kind="stable")[:n]))
+
+
+def training_images(
+    images: Images, size: tuple[int, int], cache: Path | None = None
+) -> TrainingImages:
+    """Images resized and cropped to `size` (height, width) as timm does for evaluation, decoded on
+    all cores.
+
+    With the folder `cache` the pixels are kept there, in a file named by the images' fingerprint,
+    and mapped into memory. Raises ImagesError for images without labels or that cannot be read."""
+    labels = images.require_labels("training")
+    if images.class_names is None:
+        raise ImagesError(f"the images ({images.name}) need class names for training")
+    fingerprint = images.fingerprint
+    file = None if cache is None else cache / f"{fingerprint[:16]}-{size[0]}x{size[1]}.npy"
+    if file is not None and file.exists():
+        pixels: npt.NDArray[np.uint8] = np.load(file, mmap_mode="c")
+    else:
+        pixels = _decode(images, size)
+        if file is not None:
+            partial = file.with_suffix(f".{os.getpid()}.npy")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(partial, pixels)
+            partial.replace(file)
+    return TrainingImages(
+        torch.from_numpy(pixels),
+        torch.from_numpy(labels.copy()),
+        images.class_names,
+        f"{images.name}/{images.split}" if images.split else images.name,
+        fingerprint,
+    )
+
+
+def _decode(images: Images, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    from timm.data.transforms_factory import create_transform
+
+    steps = pixel_steps(create_transform((3, *size), crop_pct=1.0))
+    assert steps is not None
+    return np.stack(in_threads(lambda i: steps.pixels(images[i]).numpy(), range(len(images))))
