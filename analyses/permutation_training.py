@@ -31,7 +31,6 @@ import mixer_probe as mp
 from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.result import Result
 from mixer_probe.images.distortions import distort, paper_shuffle
-from mixer_probe.invariance import permute_patches
 from mixer_probe.report import publish
 from mixer_probe.training import Arm, Augmentation, Recipe, RunSimilarity
 from mixer_probe.training.arms import gather, protocol, study_images, study_parser, train_arms

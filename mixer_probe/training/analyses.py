@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from mixer_probe.core.analysis import Room, View
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.training.quantities import RunQuantity, RunSimilarity
-from mixer_probe.training.views import quantity_sections, similarity_sections
+from mixer_probe.training.quantities import RunQuantity, RunSimilarity, UnitHistory
+from mixer_probe.training.views import (
+    history_sections,
+    quantity_sections,
+    similarity_sections,
+)
 
 ROOM = Room(
     "training",
@@ -14,5 +18,6 @@ ROOM = Room(
     views=(
         View(RunQuantity, quantity_sections),
         View(RunSimilarity, similarity_sections),
+        View(UnitHistory, history_sections),
     ),
 )

@@ -141,10 +141,10 @@ def protocol(recipe: Recipe, run: Run) -> str:
     return (
         f"{run.card.parameters:,} parameters; {recipe.epochs} epochs of {run.card.data}, batches "
         f"of {recipe.batch_size}, {recipe.optimizer} with a learning rate of "
-        f"{recipe.learning_rate:g} (warm-up, half cosine), weight decay {recipe.weight_decay:g}, label smoothing "
-        f"{recipe.label_smoothing:g}, flips and shifts of up to {augmentation.padding} px{mixed}; "
-        f"average of weights with decay {recipe.ema_decay:g} tested on {run.card.test_note}; "
-        f"{recipe.precision}{seconds}"
+        f"{recipe.learning_rate:g} (warm-up, half cosine), weight decay {recipe.weight_decay:g}, "
+        f"label smoothing {recipe.label_smoothing:g}, flips and shifts of up to "
+        f"{augmentation.padding} px{mixed}; average of weights with decay "
+        f"{recipe.ema_decay:g} tested on {run.card.test_note}; {recipe.precision}{seconds}"
     )
 
 

@@ -3,19 +3,22 @@ within and between arms."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
+from PIL import Image, ImageDraw
 
 from mixer_probe.core.words import FAMILIES
 from mixer_probe.plotting.curves import key_below
-from mixer_probe.plotting.style import COLOURS, MARKERS, SEQUENTIAL, styled
-from mixer_probe.training.quantities import RunQuantity, RunSimilarity
+from mixer_probe.plotting.style import COLOURS, DIVERGING, MARKERS, SEQUENTIAL, heading, styled
+from mixer_probe.training.quantities import RunQuantity, RunSimilarity, UnitHistory
 
 
 @styled
@@ -147,3 +150,54 @@ def _style(arms: Sequence[str], arm: str) -> dict[str, Any]:
 
 def _label(r: RunQuantity) -> str:
     return r.quantity if r.unit in ("", "%") else f"{r.quantity} ({r.unit})"
+
+
+@styled
+def unit_history(result: UnitHistory, units: int = 8) -> Figure:
+    """Units (rows) by training step (columns), each divided by its largest absolute weight."""
+    maps = result.maps[:, :units].astype(np.float64)
+    figure = Figure(figsize=(0.5 + 0.55 * maps.shape[0], 0.7 + 0.55 * maps.shape[1]))
+    grid = figure.subplots(maps.shape[1], maps.shape[0], squeeze=False)
+    for step, column in enumerate(grid.T):
+        column[0].set_title(
+            f"{result.steps[step]:,}", fontsize=7, loc="center", fontweight="normal"
+        )
+        for axes, map_ in zip(column, maps[step], strict=True):
+            most = np.abs(map_).max() or 1.0
+            axes.imshow(map_ / most, cmap=DIVERGING, vmin=-1, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    heading(figure, "training step")
+    return figure
+
+
+def animated_units(result: UnitHistory, seconds: float = 0.5, size: int = 12) -> bytes:
+    """The units at every step, as an animated WebP picture: a grid of maps, each divided by its
+    largest absolute weight; `seconds` per step, `size` pixels per weight."""
+    count = result.maps.shape[1]
+    columns = int(np.ceil(np.sqrt(count * 1.5)))
+    frames = []
+    for step, maps in zip(result.steps, result.maps.astype(np.float64), strict=True):
+        most = np.abs(maps).max((1, 2), keepdims=True)
+        scaled = np.divide(maps, most, out=np.zeros_like(maps), where=most > 0)
+        padded = np.pad(scaled, ((0, -count % columns), (0, 1), (0, 1)), constant_values=np.nan)
+        rows = padded.reshape(-1, columns, *padded.shape[1:]).transpose(0, 2, 1, 3)
+        board = rows.reshape(rows.shape[0] * rows.shape[1], -1)
+        colours = colormaps[DIVERGING]((board + 1) / 2, bytes=True)[..., :3].copy()
+        colours[np.isnan(board)] = 255
+        frame = Image.fromarray(colours.repeat(size, 0).repeat(size, 1))
+        titled = Image.new("RGB", (frame.width, frame.height + 24), "white")
+        titled.paste(frame, (0, 24))
+        ImageDraw.Draw(titled).text((4, 4), f"training step {step:,}", fill="black")
+        frames.append(titled)
+    stream = io.BytesIO()
+    frames[0].save(
+        stream,
+        "webp",
+        save_all=True,
+        append_images=frames[1:],
+        duration=int(1000 * seconds),
+        loop=0,
+        lossless=True,
+    )
+    return stream.getvalue()

@@ -25,6 +25,8 @@ def quantity_sentences(results: Sequence[RunQuantity]) -> list[str]:
 
 
 def _arms(r: RunQuantity) -> str:
+    if len(r.arms) == 1 and len(r.steps) + len(r.layers) > 2:
+        return _one_arm(r)
     steps = over_steps(r)
     averaged = "points of the curve" if len(r.steps) > 1 else "layers" if len(r.layers) > 1 else ""
     count = len(r.steps) if len(r.steps) > 1 else len(r.layers)
@@ -36,6 +38,25 @@ def _arms(r: RunQuantity) -> str:
     ]
     name = FAMILIES.get(r.family, r.family)
     return f"{name}: {r.quantity}{over}: {'; '.join(values)} (n = {len(r.seeds)} seeds each)."
+
+
+def _one_arm(r: RunQuantity) -> str:
+    """How a quantity changes over steps, or from the first to the last layer."""
+    name, n, arm = FAMILIES.get(r.family, r.family), f"n = {len(r.seeds)} seeds", r.arms[0]
+    change = r.change(arm)
+    values = r.values[0].mean(0)
+    if len(r.steps) > 1:
+        over = f", averaged over {len(r.layers)} layers" if len(r.layers) > 1 else ""
+        ends = [Number("", float(values[i].mean())) for i in (0, -1)]
+        where = [f"at step {r.steps[i]:,}" for i in (0, -1)]
+    else:
+        over, ends = "", [Number("", float(values[0, i])) for i in (0, -1)]
+        where = [f"in {r.layers[i]}" for i in (0, -1)]
+    verdict = "a" if significant(change) else "no significant"
+    return (
+        f"{name}: {r.quantity}{over}: {shown(r, ends[0])} {where[0]} and {shown(r, ends[1])} "
+        f"{where[1]}, {verdict} change of {shown(r, change, sign=True)} ({n})."
+    )
 
 
 def over_steps(r: RunQuantity) -> slice:

@@ -177,3 +177,39 @@ class RunSimilarity(Result):
             return np.full(len(self.layers), np.nan)
         mean: np.ndarray = self.values[np.ix_(rows, columns)][pairs].mean(0)
         return mean
+
+
+@dataclass(frozen=True)
+class UnitHistory(Result):
+    """Token-mixing units of one `block` of one run during its training: `maps` [step, unit, row,
+    column] after each of the `steps`; `network` names the run."""
+
+    title: ClassVar[str] = "Token-mixing units during training"
+    frame: ClassVar[Frame] = Frame("step unit", "network block step=steps unit norm")
+
+    network: str
+    block: str
+    steps: Annotated[tuple[int, ...], "step"]
+    maps: Annotated[np.ndarray, "step", "unit", "row", "column"]
+
+    @property
+    def norm(self) -> Annotated[np.ndarray, "step", "unit"]:
+        """Euclidean norm of every unit at every step."""
+        norm: np.ndarray = np.sqrt(np.square(self.maps.astype(np.float64)).sum((2, 3)))
+        return norm
+
+
+def half_rise(steps: Sequence[int], values: np.ndarray) -> np.ndarray:
+    """log2 of the step [...] at which `values` [..., step] reach half of their way from the first
+    to the last value for good: the last crossing, interpolated in log2 of the step, with step 0 at
+    log2 of 1/2. NaN where first and last value are equal."""
+    x = np.log2(np.maximum(steps, 0.5))
+    first, last = values[..., :1], values[..., -1:]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        way = np.where(last != first, (values - first) / (last - first), np.nan)
+    # The last step that is below half of the way, and the one after it.
+    before = len(steps) - 1 - np.argmax((way < 0.5)[..., ::-1], axis=-1)
+    after = np.minimum(before + 1, len(steps) - 1)
+    low, high = (np.take_along_axis(way, i[..., None], -1)[..., 0] for i in (before, after))
+    found: np.ndarray = x[before] + (0.5 - low) / (high - low) * (x[after] - x[before])
+    return np.where(np.isnan(way[..., -1]), np.nan, found)

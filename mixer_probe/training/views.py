@@ -8,9 +8,15 @@ from functools import partial
 import pandas as pd
 
 from mixer_probe.core.section import Picture, Section, Table, table_of
-from mixer_probe.training.figures import run_curves, run_depths, run_maps, similarity_curves
+from mixer_probe.training.figures import (
+    run_curves,
+    run_depths,
+    run_maps,
+    similarity_curves,
+    unit_history,
+)
 from mixer_probe.training.findings import over_steps, quantity_sentences, similarity_sentences
-from mixer_probe.training.quantities import RunQuantity, RunSimilarity
+from mixer_probe.training.quantities import RunQuantity, RunSimilarity, UnitHistory
 
 _LINES = "Thin lines: seeds. Thick lines: their mean."
 
@@ -103,6 +109,22 @@ def similarity_sections(results: Sequence[RunSimilarity]) -> list[Section]:
             )
         )
     return sections
+
+
+def history_sections(results: Sequence[UnitHistory]) -> list[Section]:
+    """The units of one block at every checkpoint."""
+    pictures = tuple(
+        Picture(
+            partial(unit_history, r),
+            f"Token-mixing units of {r.block} of {r.network}, by training step: those of the "
+            "largest norm at the end.",
+            "Every map is divided by its largest absolute weight: red is positive, blue negative.",
+            f"Token-mixing units of {r.network} during training",
+            name=f"unit-history-{r.network}",
+        )
+        for r in results
+    )
+    return [Section("unit-history", UnitHistory.title, content=pictures)]
 
 
 def anchor(name: str) -> str:
