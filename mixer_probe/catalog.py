@@ -14,10 +14,12 @@ from mixer_probe.invariance.analyses import ROOM as INVARIANCE
 from mixer_probe.mixing.analyses import ROOM as MIXING
 from mixer_probe.probing.analyses import ROOM as PROBING
 from mixer_probe.similarity.analyses import ROOM as SIMILARITY
+from mixer_probe.training.analyses import ROOM as TRAINING
 from mixer_probe.visualization.analyses import ROOM as VISUALIZATION
 from mixer_probe.weights.analyses import ROOM as WEIGHTS
 
 ROOMS: list[Room] = [
+    TRAINING,
     WEIGHTS,
     MIXING,
     COST,

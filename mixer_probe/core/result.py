@@ -63,6 +63,7 @@ _PACKAGES = (
     "visualization",
     "cost",
     "mixing",
+    "training",
     "study",
     "report",
 )

@@ -55,6 +55,14 @@ class Run:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise StoreError(f"the card {file} cannot be read: {error}") from error
 
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """The finished run in the folder. Raises StoreError where there is none."""
+        run = cls.find(folder)
+        if run is None:
+            raise StoreError(f"there is no finished run in {folder}: it has no card.json")
+        return run
+
     @property
     def accuracy(self) -> float:
         """Fraction of all test images that the final network classifies correctly."""

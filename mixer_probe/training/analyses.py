@@ -1,0 +1,23 @@
+"""How results on training runs are shown; scripts compute them, not studies."""
+
+from __future__ import annotations
+
+from mixer_probe.core.analysis import Room, View
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.training.quantities import RunQuantity, RunSimilarity, UnitHistory
+from mixer_probe.training.views import (
+    history_sections,
+    quantity_sections,
+    similarity_sections,
+)
+
+ROOM = Room(
+    "training",
+    "analysis of training",
+    MeasureError,
+    views=(
+        View(RunQuantity, quantity_sections),
+        View(RunSimilarity, similarity_sections),
+        View(UnitHistory, history_sections),
+    ),
+)
