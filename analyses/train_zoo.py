@@ -23,6 +23,7 @@ import mixer_probe as mp
 from mixer_probe import zoo
 from mixer_probe.core.errors import ImagesError, MixerProbeError
 from mixer_probe.core.threads import use_cores
+from mixer_probe.parallel import ranks
 from mixer_probe.training import Augmentation, Recipe, TrainingImages, train, training_images
 from mixer_probe.zoo.cards import CHECKPOINTS, CLASS_NAMES
 
@@ -65,11 +66,12 @@ def main() -> None:
                 command=command(name, options),
                 say=lambda line: print(line, flush=True),
             )
-            assert done is not None
-            print(
-                f"to bundle it: cp {done.folder}/model.safetensors {CHECKPOINTS / name}.safetensors"
-                f"; cp {done.folder}/card.json {CHECKPOINTS / name}.json"
-            )
+            if done is not None and ranks().first:
+                weights, card = (CHECKPOINTS / f"{name}.{end}" for end in ("safetensors", "json"))
+                print(
+                    f"to bundle it: cp {done.folder}/model.safetensors {weights}; "
+                    f"cp {done.folder}/card.json {card}"
+                )
     except MixerProbeError as error:
         sys.exit(f"train_zoo: {error}")
 
