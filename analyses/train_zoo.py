@@ -41,7 +41,7 @@ RECIPES = {
     ),
 }
 DOWNLOAD = "torch/cifar10"
-SMOKE = {"epochs": 1, "batch_size": 64}
+SMOKE = {"epochs": 1, "batch_size": 30}
 
 
 def main() -> None:
@@ -51,16 +51,14 @@ def main() -> None:
         if options.threads:
             use_cores(options.threads)
         images, test = (read(options, split) for split in ("train", "test"))
-        out = options.out
         if options.holdout:
             images, test = hold_out(images, options.holdout)
-            out /= "holdout"
         for name in options.only:
             done = train(
                 recipe(name, options),
                 replace(images, note=options.data_note),
                 test,
-                out / name,
+                options.out / ("holdout" if options.holdout else "") / name,
                 device=options.device,
                 compile=options.compile,
                 command=command(name, options),
@@ -110,7 +108,7 @@ def read(options: argparse.Namespace, split: str) -> TrainingImages:
     """The images of a split, decoded once. Raises ImagesError, with the way to get CIFAR-10, for a
     folder that is missing or has other classes."""
     if options.smoke:
-        images = mp.load_images("demo", split=split, limit=200)
+        images = mp.load_images("demo", split=split, limit=60)
     elif options.data == DOWNLOAD:
         images = mp.load_images(DOWNLOAD, split=split, root=options.out / "cifar10", download=True)
     elif not Path(options.data, split).is_dir():
@@ -141,9 +139,9 @@ def hold_out(images: TrainingImages, n: int) -> tuple[TrainingImages, TrainingIm
 
 def command(name: str, options: argparse.Namespace) -> str:
     """What makes this network again."""
-    asked = {"--epochs": options.epochs, "--learning-rate": options.learning_rate}
-    asked |= {"--holdout": options.holdout or None}
-    changes = "".join(f" {key} {value}" for key, value in asked.items() if value is not None)
+    kept = ("epochs", "learning_rate", "holdout")
+    given = {f"--{key.replace('_', '-')}": getattr(options, key) for key in kept}
+    changes = "".join(f" {key} {value}" for key, value in given.items() if value)
     data = " --smoke" if options.smoke else " --data CIFAR10"
     return f"python analyses/train_zoo.py{data} --only {name}{changes}"
 

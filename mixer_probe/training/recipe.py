@@ -33,7 +33,8 @@ class Recipe:
     arguments: keyword arguments that replace those of the architecture; seed: that of the initial
     weights, the order of images and the augmentations. frozen: parts of parameter names, such as
     "mlp_tokens", that keep their initial values. distortion: done to every image after the
-    augmentations, in training and in tests. warmup: fraction of all steps in which the learning
+    augmentations, in training and in tests (what is random for each image, by its place among the
+    images). warmup: fraction of all steps in which the learning
     rate rises; unmixed: fraction of the epochs, at the end, without mixup and CutMix; ema_decay:
     that of the average of weights and BatchNorm statistics, which is tested and stored (0: the
     weights themselves); checkpoints: how many checkpoints, at steps with equal ratios, next to the

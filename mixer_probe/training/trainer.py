@@ -223,13 +223,11 @@ class Trainer:
                 speed = (self.step - since) * self.batch_size / (now - began)
                 if marked:
                     self._mark(speed, say)
-                    since = self.step
-                    began = time.monotonic()
-                else:
-                    began, since = now, self.step
-                if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
+                if now - saved > SECONDS_BETWEEN_STATES:
                     self.save(settings)
-                    saved = time.monotonic()
+                    saved = now
+                # Tests and states are no part of the time of training.
+                since, began = self.step, time.monotonic()
         self.save(settings)
 
     def _read(self, losses: list[Tensor]) -> None:
