@@ -18,15 +18,18 @@ from safetensors.torch import load_file
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
+import mixer_probe as mp
 from mixer_probe import load_images, zoo
 from mixer_probe.core.errors import CheckpointError, ModelError
 from mixer_probe.training import augmentation
 from mixer_probe.training.augmentation import Augmentation
 from mixer_probe.zoo import cards
-from mixer_probe.zoo.architectures import ARCHITECTURES
+from mixer_probe.zoo.architectures import ARCHITECTURES, UntiedMlp, construct
 from mixer_probe.zoo.cards import CHECKPOINTS, card_from_json
 from mixer_probe.zoo.networks import read_checkpoint
+from tests.networks import as_model
 
 CLASSES = {"mixer": MlpMixer, "vit": VisionTransformer, "resnet": ResNet}
 NAMES = ("mixer-s0", "mixer-s1", "vit-s0", "vit-s1", "resnet-s0", "resnet-s1")
@@ -285,3 +288,56 @@ def test_learning_rate_warms_up_and_falls_to_zero(train_zoo: ModuleType) -> None
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
     assert np.argmax(rates) in (9, 10)
+
+
+# Token MLPs per group of channels
+
+
+@pytest.mark.parametrize("groups", [1, 2, 12])
+def test_an_untied_mlp_is_one_mlp_per_group(groups: int) -> None:
+    mlp = UntiedMlp(groups, channels=12, tokens=16, hidden=5).double()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in mlp.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    x = torch.randn(3, 12, 16, generator=generator, dtype=torch.float64)
+    expected, hidden = torch.empty_like(x), x.new_empty(3, 12, 5)
+    for channel in range(12):
+        group = channel // (12 // groups)
+        first, last = nn.Linear(16, 5).double(), nn.Linear(5, 16).double()
+        for linear, name in ((first, "fc1"), (last, "fc2")):
+            linear.weight.data = mlp.get_parameter(f"{name}_weight")[group]
+            linear.bias.data = mlp.get_parameter(f"{name}_bias")[group]
+        hidden[:, channel] = first(x[:, channel])
+        expected[:, channel] = last(nn.GELU()(hidden[:, channel]))
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mlp.pre_activation(x), hidden, rtol=1e-12, atol=1e-12)
+
+
+def test_channels_that_groups_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="12 channels cannot be divided into 5 groups"):
+        UntiedMlp(5, 12, 16, 5)
+
+
+@pytest.mark.parametrize("groups", [2, 24])
+def test_an_untied_mixer_is_read_as_a_mixer(groups: int) -> None:
+    arguments = {"patch_size": 8, "num_blocks": 2, "embed_dim": 24, "token_groups": groups}
+    model = as_model(construct("mixer", 0, arguments))
+    tied = as_model(construct("mixer", 0, {**arguments, "token_groups": 1}))
+    assert model.family == "mixer"
+    assert [(layer.name, layer.kind, layer.axes) for layer in model.layers] == [
+        (layer.name, layer.kind, layer.axes) for layer in tied.layers
+    ]
+    assert model.macs == tied.macs
+    # Two groups look like the two images of the dry pass.
+    assert not any(".mlp_tokens." in name for name in model.structure.names())
+    assert {mp.anatomy(model).mixes(f"blocks.{i}.mlp_tokens") for i in (0, 1)} == {"across"}
+
+
+def test_the_untrained_baseline_of_an_untied_mixer_has_the_scale_of_a_mixers() -> None:
+    arguments = {"patch_size": 4, "num_blocks": 1, "embed_dim": 24, "token_groups": 24}
+    mlp = as_model(construct("mixer", 0, arguments)).untrained().module.blocks[0].mlp_tokens
+    # Uniform with variance 2 / (tokens + hidden units), as Glorot and Bengio (2010) have it.
+    for weight in (mlp.fc1_weight, mlp.fc2_weight):
+        assert weight.std().item() == pytest.approx((2 / (64 + 24)) ** 0.5, rel=0.02)
+    assert not mlp.fc1_bias.any()
+    assert not mlp.fc2_bias.any()
