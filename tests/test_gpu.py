@@ -19,10 +19,14 @@ from mixer_probe.capture import every_position, extract, mean_over_positions, st
 from mixer_probe.channels import ChannelMoments
 from mixer_probe.core.errors import OutOfMemoryWarning
 from mixer_probe.core.result import same
+from mixer_probe.images.labelled import from_arrays
+from mixer_probe.invariance.own_accuracy import own_accuracy
 from mixer_probe.models import load_model
 from mixer_probe.models.load import resolve_device
 from mixer_probe.similarity import compare_models
+from mixer_probe.training import Trainer, train
 from tests.networks import CASES, Case, as_model, askable, noise
+from tests.training import small
 
 pytestmark = [
     pytest.mark.gpu,
@@ -237,3 +241,40 @@ def test_similarity_streams_on_the_device(positions: str) -> None:
     assert gpu.null is not None
     assert cpu.null is not None
     np.testing.assert_allclose(gpu.null.quantile95, cpu.null.quantile95, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("network", ["mixer", "resnet"])
+def test_training_goes_on_and_is_measured(network: str, tmp_path: Path) -> None:
+    """A run that was stopped is close to one that was not: convolutions add up in any order."""
+    made = small.recipe(network, checkpoints=2)
+    data, test = small.images(), small.images(30, "test", seed=1)
+    whole = train(made, data, test, tmp_path / "whole", device="cuda")
+    assert train(made, data, test, tmp_path / "halves", device="cuda", stop_after=10) is None
+    halves = train(made, data, test, tmp_path / "halves", device="cuda")
+    assert whole is not None
+    assert halves is not None
+    mine, other = (
+        torch.cat([p.detach().flatten() for p in run.model(made).module.parameters()])
+        for run in (whole, halves)
+    )
+    assert (mine - other).norm() < BFLOAT16 * mine.norm()
+    for a, b in zip(whole.curve, halves.curve, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=BFLOAT16, nan_ok=True)
+    # The card's accuracy, of float32 on the GPU, is that on the CPU but for images on the border.
+    pixels = test.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    shown = from_arrays(pixels, test.labels.numpy(), class_names=test.class_names)
+    assert own_accuracy(whole.model(made), shown).right / 30 == pytest.approx(
+        whole.accuracy, abs=1.5 / 30
+    )
+
+
+def test_no_step_of_training_waits_for_the_device(tmp_path: Path) -> None:
+    data = small.images()
+    trainer = Trainer(small.recipe(), data, data, tmp_path, torch.device("cuda"))
+    # The first step of an epoch copies its order.
+    trainer._one_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer._one_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

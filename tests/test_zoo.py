@@ -1,30 +1,22 @@
-"""The bundled networks: names, cards, building, loading, and the script that trained them."""
+"""The bundled networks: names, cards, building and loading."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import json
-import sys
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 import mixer_probe as mp
 from mixer_probe import load_images, zoo
 from mixer_probe.core.errors import CheckpointError, ModelError
-from mixer_probe.training import augmentation
-from mixer_probe.training.augmentation import Augmentation
 from mixer_probe.zoo import cards
 from mixer_probe.zoo.architectures import ARCHITECTURES, UntiedMlp, construct
 from mixer_probe.zoo.cards import CHECKPOINTS, card_from_json
@@ -189,133 +181,55 @@ def test_accuracy_on_the_demo_images(name: str) -> None:
     assert float((predicted == torch.from_numpy(images.labels)).float().mean()) > 0.7
 
 
-# The augmentations
+# -- a token MLP for every group of channels -------------------------------------------------------
 
 
-@pytest.fixture
-def batch() -> torch.Tensor:
-    return torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def test_shift_and_flip_move_pixels_exactly(batch: torch.Tensor) -> None:
-    torch.manual_seed(0)
-    mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    moved = Augmentation(trivial=0, erase=0, padding=2).distort(batch[:8], mean, std)
-    padded = torch.nn.functional.pad(batch[:8], (2, 2, 2, 2))
-    shifts = [
-        (flipped, y, x) for flipped in (padded, padded.flip(-1)) for y in range(5) for x in range(5)
-    ]
-    errors = torch.stack(
-        [
-            (flipped[:, :, y : y + 32, x : x + 32] - moved).abs().amax((1, 2, 3))
-            for flipped, y, x in shifts
-        ]
-    )
-    assert errors.amin(dim=0).max() < 1e-5
-
-
-def test_colours_stay_in_range_and_identity_changes_nothing(batch: torch.Tensor) -> None:
-    strength = torch.linspace(-1, 1, 64).view(-1, 1, 1, 1)
-    for index in range(len(augmentation.KINDS)):
-        changed = augmentation.recolour(batch, torch.full((64, 1, 1, 1), index), strength)
-        assert changed.min() >= 0
-        assert changed.max() <= 1
-        assert torch.equal(changed, batch) == (
-            augmentation.KINDS[index] not in augmentation.COLOURS
-        )
-
-
-def test_mixed_targets_are_probabilities_that_match_the_pixels() -> None:
-    torch.manual_seed(0)
-    labels = torch.arange(64) % 10
-    # Every image is one grey level of its own class, so that the mean pixel says what the target
-    # must be.
-    images = (labels / 10).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
-    targets = torch.nn.functional.one_hot(labels, 10).float()
-    mixed, soft = Augmentation(mix=1.0).combine(images, targets)
-    assert soft.sum(dim=1).allclose(torch.ones(64))
-    assert mixed.mean(dim=(1, 2, 3)).allclose(soft @ (torch.arange(10) / 10), atol=1e-5)
-    assert (soft.amax(dim=1) < 1).any()
-
-
-# The training script
-
-
-@pytest.fixture
-def train_zoo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "analyses"))
-    monkeypatch.delitem(sys.modules, "train_zoo", raising=False)
-    return importlib.import_module("train_zoo")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 2), ("test", 1)):
-        for name in cards.CLASS_NAMES:
-            (tmp_path / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(256, size=(32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / split / name / f"{index}.png")
-    return tmp_path
-
-
-def test_training_writes_checkpoint_and_card_and_resumes_to_the_same_weights(
-    train_zoo: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ["--data", str(folder), "--only", "resnet-s0", "--epochs", "2", "--device", "cpu"]
-    train_zoo.main([*arguments, "--out", str(tmp_path / "whole")])
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(
-            train_zoo, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            train_zoo.main([*arguments, "--out", str(tmp_path / "halves"), "--stop-after", "1"])
-    train_zoo.main([*arguments, "--out", str(tmp_path / "halves")])
-    whole, halves = (
-        json.loads((tmp_path / out / "resnet-s0.json").read_text()) for out in ("whole", "halves")
-    )
-    assert whole == halves
-    assert whole.keys() == {field.name for field in fields(zoo.Card)}
-    assert (whole["epochs"], whole["test_images"]) == (2, 10)
-    assert not list(tmp_path.glob("*/*.state"))
-
-
-def test_learning_rate_warms_up_and_falls_to_zero(train_zoo: ModuleType) -> None:
-    recipe = train_zoo.Recipe(learning_rate=1.0, warmup=0.1)
-    rates = [train_zoo.learning_rate(step, 100, recipe) for step in range(101)]
-    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.0)
-    assert np.argmax(rates) in (9, 10)
-
-
-# Token MLPs per group of channels
-
-
-@pytest.mark.parametrize("groups", [1, 2, 12])
-def test_an_untied_mlp_is_one_mlp_per_group(groups: int) -> None:
-    mlp = UntiedMlp(groups, channels=12, tokens=16, hidden=5).double()
+def test_each_group_of_channels_has_a_token_mlp_of_its_own() -> None:
     generator = torch.Generator().manual_seed(0)
-    for parameter in mlp.parameters():
-        torch.nn.init.normal_(parameter, generator=generator)
-    x = torch.randn(3, 12, 16, generator=generator, dtype=torch.float64)
-    expected, hidden = torch.empty_like(x), x.new_empty(3, 12, 5)
-    for channel in range(12):
-        group = channel // (12 // groups)
-        first, last = nn.Linear(16, 5).double(), nn.Linear(5, 16).double()
-        for linear, name in ((first, "fc1"), (last, "fc2")):
-            linear.weight.data = mlp.get_parameter(f"{name}_weight")[group]
-            linear.bias.data = mlp.get_parameter(f"{name}_bias")[group]
-        hidden[:, channel] = first(x[:, channel])
-        expected[:, channel] = last(nn.GELU()(hidden[:, channel]))
-    torch.testing.assert_close(mlp(x), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(mlp.pre_activation(x), hidden, rtol=1e-12, atol=1e-12)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    mlp = UntiedMlp(groups=3, channels=12, tokens=5, hidden=7).double()
+    for value in mlp.parameters():
+        value.data = draw(*value.shape)
+    x = draw(2, 12, 5)
+    found = mlp(x)
+    for image in range(2):
+        for channel in range(12):
+            g = channel // 4
+            hidden = mlp.fc1_weight[g] @ x[image, channel] + mlp.fc1_bias[g]
+            # GELU is x times the normal distribution function.
+            hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+            mixed = mlp.fc2_weight[g] @ hidden + mlp.fc2_bias[g]
+            torch.testing.assert_close(found[image, channel], mixed, rtol=1e-12, atol=1e-12)
 
 
-def test_channels_that_groups_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="12 channels cannot be divided into 5 groups"):
-        UntiedMlp(5, 12, 16, 5)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_groups_with_the_same_weights_are_timms_token_mlp(groups: int) -> None:
+    small = {"img_size": 16, "patch_size": 4, "num_blocks": 2, "embed_dim": 8}
+    tied = construct("mixer", 0, small).double().blocks[0].mlp_tokens
+    untied = UntiedMlp(groups, 8, 16, tied.fc1.out_features).double()
+    for own, theirs in zip(untied.parameters(), tied.parameters(), strict=True):
+        own.data.copy_(theirs.data)
+    x = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(untied(x), tied(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_mixer_with_groups_begins_as_its_kin() -> None:
+    """Every group has the distribution of a tied token MLP, and no two the same weights."""
+    small = {"img_size": 16, "patch_size": 2, "num_blocks": 1, "embed_dim": 64}
+    tied, untied = construct("mixer", 0, small), construct("mixer", 0, small | {"token_groups": 4})
+    mlp, own = tied.blocks[0].mlp_tokens, untied.blocks[0].mlp_tokens
+    assert isinstance(own, UntiedMlp)
+    assert own.fc1_weight.shape == (4, *mlp.fc1.weight.shape)
+    assert not torch.equal(own.fc1_weight[0], own.fc1_weight[1])
+    for matrix in own.fc1_weight.detach():
+        assert float(matrix.std()) == pytest.approx(float(mlp.fc1.weight.detach().std()), rel=0.1)
+    assert not own.fc1_bias.any()
+    assert not own.fc2_bias.any()
+    ours, theirs = (sum(p.numel() for p in m.parameters()) for m in (own, mlp))
+    assert ours == 4 * theirs
 
 
 @pytest.mark.parametrize("groups", [2, 24])

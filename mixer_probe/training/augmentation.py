@@ -2,7 +2,8 @@
 
 Every image draws its own parameters. Images are [batch, 3, height, width]; colours are changed in
 [0, 1], everything after that happens on normalised images, where 0 is the mean colour and fills
-what is shifted in or erased.
+what is shifted in or erased. timm's Mixup and RandomErasing cannot replace this: they draw from the
+global generators of NumPy and Python, not of torch, and work through a batch image by image.
 """
 
 from __future__ import annotations
@@ -88,23 +89,23 @@ def recolour(images: Tensor, kind: Tensor, strength: Tensor) -> Tensor:
 def warp(images: Tensor, kind: Tensor, strength: Tensor, padding: int) -> Tensor:
     """Flip, shift and, where the operation is one of `GEOMETRIES`, rotate, shear or translate, in
     one go."""
-    size, device = images.shape[-1], images.device
+    (height, width), device = images.shape[-2:], images.device
 
     def amount(name: str, largest: float) -> Tensor:
         return torch.where(kind == KINDS.index(name), strength * largest, 0.0).flatten()
 
     flip = torch.randint(2, (len(images),), device=device) * 2.0 - 1
-    shift = torch.randint(-padding, padding + 1, (2, len(images)), device=device) * (2 / size)
+    shift = torch.randint(-padding, padding + 1, (2, len(images)), device=device)
     angle = amount("rotate", math.pi / 6)
     row_x = [
         flip * angle.cos(),
         amount("shear_x", 0.4) - angle.sin(),
-        shift[0] + amount("translate_x", 0.6),
+        shift[0] * (2 / width) + amount("translate_x", 0.6),
     ]
     row_y = [
         flip * (angle.sin() + amount("shear_y", 0.4)),
         angle.cos(),
-        shift[1] + amount("translate_y", 0.6),
+        shift[1] * (2 / height) + amount("translate_y", 0.6),
     ]
     theta = torch.stack(row_x + row_y, dim=1).view(-1, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -117,10 +118,10 @@ def boxes(images: Tensor, area: Tensor) -> Tensor:
     `area` [batch] is the fraction of the image that they would cover if its border did not cut them
     off.
     """
-    positions = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]
+    down, across = ((torch.arange(n, device=images.device) + 0.5) / n for n in images.shape[-2:])
     half = area.sqrt()[:, None] / 2
-    inside_x = (positions - torch.rand_like(half)).abs() < half
-    inside_y = (positions - torch.rand_like(half)).abs() < half
+    inside_x = (across - torch.rand_like(half)).abs() < half
+    inside_y = (down - torch.rand_like(half)).abs() < half
     return (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(images.dtype)
 
 

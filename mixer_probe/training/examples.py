@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.core.errors import ImagesError
+from mixer_probe.core.errors import ImagesError, StoreError
 from mixer_probe.core.threads import in_threads
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.pixel_cache import pixel_steps
@@ -42,8 +43,14 @@ class TrainingImages:
         return f"{self.name}: {len(self):,} images, fingerprint {self.fingerprint[:16]}"
 
     def subset(self, indices: Tensor) -> TrainingImages:
-        """The images at `indices`."""
-        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
+        """The images at `indices`, int64 [m], with a fingerprint of their own."""
+        chosen = self.fingerprint.encode() + indices.cpu().numpy().tobytes()
+        return replace(
+            self,
+            pixels=self.pixels[indices],
+            labels=self.labels[indices],
+            fingerprint=hashlib.sha256(chosen).hexdigest(),
+        )
 
     def to(self, device: torch.device) -> TrainingImages:
         """On the device, where there is room for them; labels always."""
@@ -65,14 +72,21 @@ def training_images(
     all cores.
 
     With the folder `cache` the pixels are kept there, in a file named by the images' fingerprint,
-    and mapped into memory. Raises ImagesError for images without labels or that cannot be read."""
+    and mapped into memory. Raises ImagesError for images without labels or that cannot be read, and
+    StoreError for a file in `cache` that cannot."""
     labels = images.require_labels("training")
     if images.class_names is None:
         raise ImagesError(f"the images ({images.name}) need class names for training")
     fingerprint = images.fingerprint
     file = None if cache is None else cache / f"{fingerprint[:16]}-{size[0]}x{size[1]}.npy"
     if file is not None and file.exists():
-        pixels: npt.NDArray[np.uint8] = np.load(file, mmap_mode="c")
+        try:
+            pixels: npt.NDArray[np.uint8] = np.load(file, mmap_mode="c")
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(
+                f"the decoded images in {file} cannot be read ({error}); remove the file to decode "
+                "them again"
+            ) from error
     else:
         pixels = _decode(images, size)
         if file is not None:

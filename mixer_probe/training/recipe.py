@@ -9,10 +9,14 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import timm
+import torch
 from torch import nn
 
 from mixer_probe.core.errors import ModelError, closest
+from mixer_probe.core.switches import seeded
 from mixer_probe.images.distortions import Distortion
+from mixer_probe.models.build import build
 from mixer_probe.training.augmentation import Augmentation
 from mixer_probe.zoo.architectures import ARCHITECTURES, construct
 
@@ -66,13 +70,35 @@ class Recipe:
         for name in ("epochs", "batch_size", "curve_images"):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("warmup", "unmixed", "label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ModelError(f"{name} is a fraction from 0 to 1, not {getattr(self, name)}")
+        try:
+            json.dumps(dict(self.arguments))
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"arguments are plain data that JSON can hold, not {dict(self.arguments)!r}"
+            ) from error
 
     def build(self, num_classes: int) -> nn.Module:
         """The network before its training: float32, in train mode, on the CPU, the same for the
         same recipe. Raises ModelError for an unknown network or argument, and for `frozen` names
         that no parameter has."""
+        if not self.is_bundled and not timm.is_model(self.network):
+            known = [*ARCHITECTURES, *timm.list_models()]
+            raise ModelError(f"unknown network '{self.network}' ({closest(self.network, known)})")
         arguments = {"num_classes": num_classes, **self.arguments}
-        model = construct(self.network, self.seed, arguments)
+        try:
+            if self.is_bundled:
+                model = construct(self.network, self.seed, arguments)
+            else:
+                with seeded(self.seed), torch.device("cpu"):
+                    model = build(self.network, **arguments).float()
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            raise ModelError(
+                f"{self.network} cannot be built with {given}: {first_line(error)}"
+            ) from error
         names = [name for name, _ in model.named_parameters()]
         for part in self.frozen:
             if not any(part in name for name in names):
@@ -85,6 +111,14 @@ class Recipe:
     def is_bundled(self) -> bool:
         """Whether the network is one of the bundled architectures."""
         return self.network in ARCHITECTURES
+
+    def architecture(self, model: nn.Module, num_classes: int) -> dict[str, Any]:
+        """What a card says of a network that `build` gave: its class, all arguments that are not
+        timm's own, and what of timm's class was replaced."""
+        stated = ARCHITECTURES.get(self.network, {"network": self.network, "arguments": {}})
+        arguments = {**stated["arguments"], "num_classes": num_classes, **self.arguments}
+        name = f"{type(model).__module__}.{type(model).__name__}"
+        return {**stated, "class": name, "arguments": arguments}
 
     def settings(self) -> dict[str, Any]:
         """Every setting as plain data that JSON can hold; a distortion by its `repr`."""
@@ -107,6 +141,11 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any], path: st
         elif was != is_:
             return f"{path}{name} was {was!r} and is {is_!r}"
     return ""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of torch or timm, which may go on for many."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def checkpoint_steps(steps: int, n: int) -> tuple[int, ...]:

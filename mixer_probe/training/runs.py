@@ -19,9 +19,12 @@ from torch import nn
 from mixer_probe.core.errors import CheckpointError, StoreError
 from mixer_probe.core.files import write_bytes, write_text
 from mixer_probe.models import Model, load_model
-from mixer_probe.training.recipe import Recipe
+from mixer_probe.training.recipe import Recipe, first_difference
 from mixer_probe.zoo.cards import Card, card_from_json
 from mixer_probe.zoo.networks import load_weights, read_checkpoint
+
+# The settings that decide which weights a network has.
+_NETWORK = ("network", "arguments")
 
 
 class CurvePoint(NamedTuple):
@@ -83,7 +86,11 @@ class Run:
     def model(self, recipe: Recipe, step: int | None = None) -> Model:
         """The network after the training, or after `step` steps, as `load_model` gives it. Raises
         CheckpointError for a step that was not stored, and for weights that the card does not
-        describe."""
+        describe or that are of another network than the recipe's."""
+        asked = recipe.settings()
+        own, other = ({key: found[key] for key in _NETWORK} for found in (self.card.recipe, asked))
+        if difference := first_difference(own, other):
+            raise CheckpointError(f"{self.folder} holds another network: {difference}")
         if step is None:
             file, sha256 = self.folder / "model.safetensors", self.card.sha256
             name = self.folder.name
@@ -140,8 +147,3 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"one {torch.cuda.get_device_name(device)}"
     return f"{torch.get_num_threads()} {platform.machine()} CPU cores"
-
-
-def qualified_name(model: nn.Module) -> str:
-    """Module and class of the network."""
-    return f"{type(model).__module__}.{type(model).__name__}"

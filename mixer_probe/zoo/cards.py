@@ -102,7 +102,7 @@ def card(name: str) -> Card:
 
 def card_from_json(text: str) -> Card:
     """The inverse of `Card.to_json`; JSON's lists become the tuples that `Card` declares."""
-    values: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = dict(json.loads(text))
     declared = {field.name for field in fields(Card) if str(field.type).startswith("tuple")}
     values.update({key: tuple(values[key]) for key in declared})
     return Card(**values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
@@ -53,7 +54,10 @@ def read_checkpoint(path: Path, sha256: str | None) -> dict[str, Tensor]:
         raise CheckpointError(
             f"the checkpoint {path} is not the file that its card describes (SHA-256 differs)"
         )
-    return load_tensors(content)
+    try:
+        return load_tensors(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"the checkpoint {path} is no safetensors file: {error}") from error
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
