@@ -6,8 +6,8 @@
 Tolstikhin et al. 2021 (appendix A.1) give every channel its own token MLP and find no gain,
 "surprisingly", and do not say why. Here Mixers are trained by one protocol with one token MLP for
 all channels ("tied"), one per group of channels ("8 groups"), one per channel ("per channel"), and
-with token MLPs that keep their random initial weights, tied and per channel ("frozen"; Bordelon and
-others, arXiv 2503.16760, find random spatial mixing nearly as good in other networks), three seeds
+with token MLPs that keep their random initial weights, tied and per channel ("frozen"; arXiv
+2503.16760 finds random spatial mixing nearly as good in other networks), three seeds
 each. Measured are the accuracy, how many shared kernels explain the spatial kernels of all
 channels, the ranks of the token-mixing matrices, and from how far a block reads.
 

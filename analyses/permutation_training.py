@@ -31,6 +31,7 @@ import mixer_probe as mp
 from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.result import Result
 from mixer_probe.images.distortions import distort, paper_shuffle
+from mixer_probe.invariance import absorb_distortion
 from mixer_probe.report import publish
 from mixer_probe.training import Arm, Augmentation, Recipe, RunSimilarity
 from mixer_probe.training.arms import gather, protocol, study_images, study_parser, train_arms
@@ -164,7 +165,7 @@ def features(own: list[Arm], options: argparse.Namespace, runs: Path) -> list[Re
                 for name, values in unit_features(model).items():
                     units[name][arm.name, seed] = values[None]
                 if order is not None:
-                    for name, values in unit_features(model).items():
+                    for name, values in unit_features(absorb_distortion(model, order)).items():
                         units[name][f"{arm.name}, put back in order", seed] = values[None]
     steps = [Run.read(own[0].path(runs, options.seeds[0])).curve[-1].step]
     n = f"{len(test):,} test images"

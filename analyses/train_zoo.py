@@ -19,13 +19,14 @@ from pathlib import Path
 
 import torch
 
-import mixer_probe as mp
 from mixer_probe import zoo
 from mixer_probe.core.errors import ImagesError, MixerProbeError
 from mixer_probe.core.threads import use_cores
 from mixer_probe.parallel import ranks
-from mixer_probe.training import Augmentation, Recipe, TrainingImages, train, training_images
-from mixer_probe.zoo.cards import CHECKPOINTS, CLASS_NAMES
+from mixer_probe.training import Augmentation, Recipe, TrainingImages, train
+from mixer_probe.training.arms import study_images
+from mixer_probe.training.examples import DOWNLOAD
+from mixer_probe.zoo.cards import CHECKPOINTS
 
 RECIPES = {
     "mixer": Recipe("mixer"),
@@ -40,8 +41,7 @@ RECIPES = {
         augmentation=Augmentation(trivial=0.5, erase=0.25, mix=0.3, mixup_alpha=0.2),
     ),
 }
-DOWNLOAD = "torch/cifar10"
-SMOKE = {"epochs": 1, "batch_size": 30}
+SMOKE, SMOKE_IMAGES = {"epochs": 1, "batch_size": 30}, 60
 
 
 def main() -> None:
@@ -50,7 +50,8 @@ def main() -> None:
     try:
         if options.threads:
             use_cores(options.threads)
-        images, test = (read(options, split) for split in ("train", "test"))
+        data = None if options.smoke else options.data
+        images, test = study_images(data, options.out, SMOKE_IMAGES)
         if options.holdout:
             images, test = hold_out(images, options.holdout)
         for name in options.only:
@@ -102,29 +103,6 @@ def recipe(name: str, options: argparse.Namespace) -> Recipe:
     asked = {"epochs": options.epochs, "learning_rate": options.learning_rate}
     changes = {key: value for key, value in asked.items() if value is not None}
     return replace(RECIPES[family], seed=int(seed), **((SMOKE if options.smoke else {}) | changes))
-
-
-def read(options: argparse.Namespace, split: str) -> TrainingImages:
-    """The images of a split, decoded once. Raises ImagesError, with the way to get CIFAR-10, for a
-    folder that is missing or has other classes."""
-    if options.smoke:
-        images = mp.load_images("demo", split=split, limit=60)
-    elif options.data == DOWNLOAD:
-        images = mp.load_images(DOWNLOAD, split=split, root=options.out / "cifar10", download=True)
-    elif not Path(options.data, split).is_dir():
-        raise ImagesError(
-            f"no folder {Path(options.data, split)}: --data is a folder with train/<class>/ and "
-            "test/<class>/ of the images of https://www.cs.toronto.edu/~kriz/cifar.html, or "
-            f"{DOWNLOAD}, which downloads them"
-        )
-    else:
-        images = mp.load_images(options.data, split=split)
-    if images.class_names != CLASS_NAMES:
-        raise ImagesError(
-            f"the classes of {images.name} are {', '.join(images.class_names or ['unknown'])}, not "
-            f"those of CIFAR-10: {', '.join(CLASS_NAMES)}"
-        )
-    return training_images(images, (32, 32), options.out / "decoded")
 
 
 def hold_out(images: TrainingImages, n: int) -> tuple[TrainingImages, TrainingImages]:

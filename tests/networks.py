@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ from torch import nn
 
 from mixer_probe.models import Model, load_model
 from mixer_probe.models.structure import WORDS
+from mixer_probe.zoo.architectures import construct
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -330,6 +331,28 @@ MIXERS = (
     ),
 )
 
+# A token MLP for every channel, and for every six channels.
+UNTIED = tuple(
+    replace(
+        MIXERS[0],
+        name=name,
+        build=partial(
+            construct,
+            "mixer",
+            0,
+            {
+                "num_classes": 5,
+                "patch_size": 8,
+                "num_blocks": 2,
+                "embed_dim": 24,
+                "mlp_ratio": [0.5, 4.0],
+                "token_groups": groups,
+            },
+        ),
+    )
+    for name, groups in (("untied-mixer", 24), ("grouped-mixer", 4))
+)
+
 VITS = [
     _vit("vit", partial(_VIT, qk_norm=True, init_values=1e-5), 1),
     _vit("vit-gap", partial(_VIT, class_token=False, global_pool="avg"), 0, norm="fc_norm"),
@@ -505,4 +528,4 @@ CNNS = (
     ),
 )
 
-CASES = {case.name: case for case in (*MIXERS, *VITS, *CNNS)}
+CASES = {case.name: case for case in (*MIXERS, *UNTIED, *VITS, *CNNS)}

@@ -14,12 +14,14 @@ from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 
+import mixer_probe as mp
 from mixer_probe import load_images, zoo
 from mixer_probe.core.errors import CheckpointError, ModelError
 from mixer_probe.zoo import cards
 from mixer_probe.zoo.architectures import ARCHITECTURES, UntiedMlp, construct
 from mixer_probe.zoo.cards import CHECKPOINTS, card_from_json
 from mixer_probe.zoo.networks import read_checkpoint
+from tests.networks import as_model
 
 CLASSES = {"mixer": MlpMixer, "vit": VisionTransformer, "resnet": ResNet}
 NAMES = ("mixer-s0", "mixer-s1", "vit-s0", "vit-s1", "resnet-s0", "resnet-s1")
@@ -228,3 +230,28 @@ def test_a_mixer_with_groups_begins_as_its_kin() -> None:
     assert not own.fc2_bias.any()
     ours, theirs = (sum(p.numel() for p in m.parameters()) for m in (own, mlp))
     assert ours == 4 * theirs
+
+
+@pytest.mark.parametrize("groups", [2, 24])
+def test_an_untied_mixer_is_read_as_a_mixer(groups: int) -> None:
+    arguments = {"patch_size": 8, "num_blocks": 2, "embed_dim": 24, "token_groups": groups}
+    model = as_model(construct("mixer", 0, arguments))
+    tied = as_model(construct("mixer", 0, {**arguments, "token_groups": 1}))
+    assert model.family == "mixer"
+    assert [(layer.name, layer.kind, layer.axes) for layer in model.layers] == [
+        (layer.name, layer.kind, layer.axes) for layer in tied.layers
+    ]
+    assert model.macs == tied.macs
+    # Two groups look like the two images of the dry pass.
+    assert not any(".mlp_tokens." in name for name in model.structure.names())
+    assert {mp.anatomy(model).mixes(f"blocks.{i}.mlp_tokens") for i in (0, 1)} == {"across"}
+
+
+def test_the_untrained_baseline_of_an_untied_mixer_has_the_scale_of_a_mixers() -> None:
+    arguments = {"patch_size": 4, "num_blocks": 1, "embed_dim": 24, "token_groups": 24}
+    mlp = as_model(construct("mixer", 0, arguments)).untrained().module.blocks[0].mlp_tokens
+    # Uniform with variance 2 / (tokens + hidden units), as Glorot and Bengio (2010) have it.
+    for weight in (mlp.fc1_weight, mlp.fc2_weight):
+        assert weight.std().item() == pytest.approx((2 / (64 + 24)) ** 0.5, rel=0.02)
+    assert not mlp.fc1_bias.any()
+    assert not mlp.fc2_bias.any()

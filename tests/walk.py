@@ -28,7 +28,14 @@ from mixer_probe.capture import input_pictures
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.result import Result, load_results, save_results
-from mixer_probe.images import DistortedImages, Images, LowPass, class_concepts, from_arrays
+from mixer_probe.images import (
+    DistortedImages,
+    Images,
+    LowPass,
+    class_concepts,
+    from_arrays,
+    paper_shuffle,
+)
 from mixer_probe.invariance.own_accuracy import own_accuracy
 from mixer_probe.models import Model
 from mixer_probe.probing.targets import AlteredImages
@@ -362,6 +369,9 @@ ALONE: dict[str, Alone] = {
         mp.images.distort(w.images, LowPass(2.0)),
         [np.asarray(i) for i in w.images],
     ],
+    "invariance.absorb_distortion": lambda w: _outputs(
+        mp.invariance.absorb_distortion(w.model, paper_shuffle(4)), w
+    ),
     "invariance.distortion_accuracy": lambda w: mp.invariance.distortion_accuracy(
         w.model, w.images, BLUR
     ),

@@ -178,8 +178,8 @@ def layer_conductance(
     ]
     if layers is None and not hidden:
         raise MeasureError(
-            f"{model.name} has no token-mixing MLP with hidden units; name layers, such as those "
-            "of channel MLPs"
+            f"{model.name} has no token-mixing MLP with hidden units that all channels share; name "
+            "layers, such as those of channel MLPs"
         )
     selected = model.select(hidden if layers is None else layers)
     repeated = [layer.module for layer in selected if "#" in layer.name]

@@ -30,6 +30,7 @@ from mixer_probe.cost.memory import peak_activation_bytes
 from mixer_probe.cost.timing import device_name, time_together
 from mixer_probe.models.model import Model
 from mixer_probe.stats import median_interval
+from mixer_probe.zoo.architectures import UntiedMlp
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,12 @@ def _resize_mixer(network: Any, name: str, size: int) -> None:
     for block in network.blocks:
         # Any: torch's annotations say of a submodule only that it may be a tensor.
         part: Any = block
-        if isinstance(block, MixerBlock):
+        if isinstance(block, MixerBlock) and isinstance(part.mlp_tokens, UntiedMlp):
+            groups, hidden = part.mlp_tokens.fc1_bias.shape
+            like = part.mlp_tokens.fc1_weight
+            untied = UntiedMlp(groups, network.embed_dim, tokens, hidden)
+            part.mlp_tokens = untied.to(like.device, like.dtype)
+        elif isinstance(block, MixerBlock):
             part.mlp_tokens.fc1 = _like(part.mlp_tokens.fc1, inputs=tokens)
             part.mlp_tokens.fc2 = _like(part.mlp_tokens.fc2, outputs=tokens)
         elif isinstance(block, ResBlock):

@@ -17,7 +17,7 @@ from mixer_probe.invariance.image_response import (
     image_shift,
     neighbours_by_layer,
 )
-from mixer_probe.invariance.permutation import permute_patches
+from mixer_probe.invariance.permutation import absorb_distortion, permute_patches
 from mixer_probe.invariance.predictions import disagreements, predictions
 from mixer_probe.invariance.shift import RepresentationShift, representation_shift
 from mixer_probe.invariance.standard import own_grid, standard_distortions
@@ -31,6 +31,7 @@ __all__ = [
     "ImageResponse",
     "NearestImages",
     "RepresentationShift",
+    "absorb_distortion",
     "compare_architectures",
     "disagreements",
     "distortion_accuracy",

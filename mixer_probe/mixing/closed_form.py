@@ -1,10 +1,11 @@
-"""The Jacobian of token mixing in closed form, for Mixer, gMixer and ResMLP.
+"""The Jacobian of token mixing in closed form, for Mixer (with one token MLP or one per group of
+channels), gMixer and ResMLP.
 
 The token MLP of a Mixer sees each channel c alone, so that its Jacobian over positions is a matrix
 M_c = W2 diag(act'(h_c)) W1 per channel (for the gated MLP of gMixer with a term for each half of
-fc1), and that of the layer norm before it is g_c / s_j (delta_cd - 1/C - z_jc z_jd / C) at position
-j, with the gain g, s_j the root of variance plus eps, and z = (x - mean) / s. With r_j = mean over
-channels of z_jc^2,
+fc1, for an untied MLP with the weights of the channel's group), and that of the layer norm before
+it is g_c / s_j (delta_cd - 1/C - z_jc z_jd / C) at position j, with the gain g, s_j the root of
+variance plus eps, and z = (x - mean) / s. With r_j = mean over channels of z_jc^2,
 
     |J_ij|_F^2 = sum_c M_c[i, j]^2 (g_c / s_j)^2 (1 - 1/C - (2 - r_j) z_jc^2 / C),
 
@@ -22,22 +23,29 @@ from timm.models.mlp_mixer import Affine, MixerBlock, ResBlock
 from torch import Tensor, nn
 
 from mixer_probe.core.memory import WORKING, at_once, slices
+from mixer_probe.zoo.architectures import UntiedMlp
 
 Pair = tuple[Tensor, Tensor]
 
 
 def has_closed_form(block: nn.Module) -> bool:
     """Whether the spatial mixing of a block is one whose Jacobian is known: that of timm's
-    MixerBlock with a plain or gated MLP and a layer norm, or of ResBlock with its affine map."""
+    MixerBlock with a plain, gated or untied MLP and a layer norm, or of ResBlock with its affine
+    map."""
     if isinstance(block, ResBlock):
         return isinstance(block.norm1, Affine)
     mlp: Any = getattr(block, "mlp_tokens", None)
     return (
         isinstance(block, MixerBlock)
         and isinstance(block.norm1, nn.LayerNorm)
-        and isinstance(mlp, (Mlp, GluMlp))
-        and isinstance(mlp.fc1, nn.Linear)
-        and isinstance(mlp.norm, nn.Identity)
+        and (
+            isinstance(mlp, UntiedMlp)
+            or (
+                isinstance(mlp, (Mlp, GluMlp))
+                and isinstance(mlp.fc1, nn.Linear)
+                and isinstance(mlp.norm, nn.Identity)
+            )
+        )
     )
 
 
@@ -55,17 +63,22 @@ def branch_products(block: nn.Module, x: Tensor, rows: Tensor) -> tuple[Pair, Pa
         return (own, own), (trace, trace)
     norm, mlp = any_block.norm1, any_block.mlp_tokens
     images, positions, channels = x.shape
-    centred = (x - x.mean(-1, keepdim=True)).to(mlp.fc1.weight.dtype)
+    untied = isinstance(mlp, UntiedMlp)
+    first: Tensor = mlp.fc1_weight if untied else mlp.fc1.weight
+    centred = (x - x.mean(-1, keepdim=True)).to(first.dtype)
     spread = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
     z = centred / spread
     gain = torch.ones_like(x[0, 0]) if norm.weight is None else norm.weight
     # g_c / s_j of every image [image, C, S].
     slope = (gain / spread).transpose(1, 2)
     z = z.transpose(1, 2)
-    hidden = mlp.fc1(norm(x).transpose(1, 2))
+    hidden = (mlp.pre_activation if untied else mlp.fc1)(norm(x).transpose(1, 2))
     slopes = _slopes(mlp, hidden)
-    first, last = mlp.fc1.weight, mlp.fc2.weight[rows]
-    width = last.shape[1]
+    last: Tensor = mlp.fc2_weight[:, rows] if untied else mlp.fc2.weight[rows]
+    if untied:
+        # The matrices of every channel.
+        first, last = (w.repeat_interleave(channels // mlp.groups, 0) for w in (first, last))
+    width = last.shape[-1]
     reads = [first] if len(slopes) == 1 else [first[:width], first[width:]]
     own, crossed = z.new_zeros(2, len(rows), positions, dtype=torch.float64)
     trace = own.new_zeros(len(rows))
@@ -77,7 +90,7 @@ def branch_products(block: nn.Module, x: Tensor, rows: Tensor) -> tuple[Pair, Pa
     for part in slices(channels, at_once(each, WORKING)):
         M = sum(
             (
-                (last * one[:, part, None, :]) @ read
+                (_of(last, part) * one[:, part, None, :]) @ _of(read, part)
                 for one, read in zip(slopes, reads, strict=True)
             ),
             start=torch.zeros(()).to(last),
@@ -98,6 +111,11 @@ def branch_products(block: nn.Module, x: Tensor, rows: Tensor) -> tuple[Pair, Pa
             crossed += torch.einsum("crs,crs,cs->rs", J[a], J[b], factor)
     crossed = crossed / len(pairs) if pairs else torch.full_like(crossed, torch.nan)
     return (own / images, crossed), (trace / images, trace / images)
+
+
+def _of(weight: Tensor, channels: slice) -> Tensor:
+    """The matrices of some channels, or the one matrix of all."""
+    return weight[channels] if weight.ndim == 3 else weight
 
 
 def _slopes(mlp: nn.Module, hidden: Tensor) -> list[Tensor]:

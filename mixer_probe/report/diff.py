@@ -51,6 +51,9 @@ _KEYS = frozenset(
         "model",
         "model_a",
         "model_b",
+        "arm",
+        "arm_b",
+        "seed_b",
         "trained",
         "layer",
         "layer_a",
@@ -123,6 +126,8 @@ _ANSWERS = {
 _ONLY = {"Narrative": {"verdict"}}
 # Fields that tell results of one kind and one network apart.
 _FIELDS = (
+    "quantity",
+    "family",
     "measure",
     "layer",
     "layer_a",

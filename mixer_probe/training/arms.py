@@ -13,11 +13,9 @@ import numpy as np
 import torch
 import torch.multiprocessing
 
-from mixer_probe.core.errors import ImagesError
 from mixer_probe.core.threads import available_cores
-from mixer_probe.images import load_images
 from mixer_probe.parallel.ranks import ranks
-from mixer_probe.training.examples import TrainingImages, training_images
+from mixer_probe.training.examples import DOWNLOAD, TrainingImages, cifar10
 from mixer_probe.training.quantities import RunQuantity
 from mixer_probe.training.recipe import Recipe
 from mixer_probe.training.runs import Run
@@ -159,7 +157,7 @@ def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     stored = Path("analyses") / "results" / f"{name}.json"
-    parser.add_argument("--data", type=Path, help="folder with train/<class>/ and test/<class>/")
+    parser.add_argument("--data", help=f"folder with train/<class>/, test/<class>/; {DOWNLOAD}")
     parser.add_argument("--results", type=Path, default=stored, help=f"stored results ({stored})")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
@@ -176,22 +174,10 @@ def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def study_images(data: Path | None, out: Path) -> tuple[TrainingImages, TrainingImages]:
-    """The images to train and to test on, of 32 px, below `data`/train and `data`/test; without
-    `data` those bundled with this package. Raises ImagesError with what to do where they are
-    missing."""
-    size = (32, 32)
-    if data is None:
-        parts = [load_images("demo", split=split, limit=200) for split in ("train", "test")]
-        return training_images(parts[0], size), training_images(parts[1], size)
-    for split in ("train", "test"):
-        if not (data / split).is_dir():
-            raise ImagesError(
-                f"there is no folder {data / split}: CIFAR-10 as one folder per class is expected "
-                "there, such as train/cat/1.png; its archives are at "
-                "https://www.cs.toronto.edu/~kriz/cifar.html"
-            )
-    return (
-        training_images(load_images(str(data / "train")), size, out / "pixels"),
-        training_images(load_images(str(data / "test")), size, out / "pixels"),
-    )
+def study_images(
+    data: str | None, out: Path, limit: int = 200
+) -> tuple[TrainingImages, TrainingImages]:
+    """The images to train and to test on: CIFAR-10 as `cifar10` reads it from `data`, or without
+    `data` at most `limit` bundled images each."""
+    train, test = (cifar10(data, split, out, limit) for split in ("train", "test"))
+    return train, test

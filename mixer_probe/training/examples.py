@@ -15,9 +15,12 @@ from torch import Tensor
 
 from mixer_probe.core.errors import ImagesError, StoreError
 from mixer_probe.core.threads import in_threads
+from mixer_probe.images import load_images
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.pixel_cache import pixel_steps
+from mixer_probe.zoo.cards import CLASS_NAMES
 
+DOWNLOAD = "torch/cifar10"
 # Pixels up to this size are held on the accelerator.
 ON_DEVICE = 8 * 2**30
 
@@ -109,3 +112,30 @@ def _decode(images: Images, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     steps = pixel_steps(create_transform((3, *size), crop_pct=1.0))
     assert steps is not None
     return np.stack(in_threads(lambda i: steps.pixels(images[i]).numpy(), range(len(images))))
+
+
+def cifar10(data: str | None, split: str, out: Path, limit: int = 200) -> TrainingImages:
+    """A split ("train", "test") of CIFAR-10, of 32 px: below `data`/train and `data`/test in class
+    folders, downloaded to `out` for `DOWNLOAD`, or `limit` of the bundled images for None. Decoded
+    images are kept in `out`/decoded. Raises ImagesError, with the way to get CIFAR-10, for a folder
+    that is missing or has other classes."""
+    if data is None:
+        return training_images(load_images("demo", split=split, limit=limit), (32, 32))
+    if data == DOWNLOAD:
+        images = load_images(DOWNLOAD, split=split, root=out / "cifar10", download=True)
+    elif not Path(data, split).is_dir():
+        raise ImagesError(
+            f"no folder {Path(data, split)}: --data is a folder with train/<class>/ and "
+            "test/<class>/ of the images of https://www.cs.toronto.edu/~kriz/cifar.html, or "
+            f"{DOWNLOAD}, which downloads them"
+        )
+    else:
+        images = load_images(data, split=split)
+    if images.class_names != CLASS_NAMES:
+        raise ImagesError(
+            f"the classes of {images.name} are {', '.join(images.class_names or ['unknown'])}, not "
+            f"those of CIFAR-10: {', '.join(CLASS_NAMES)}"
+        )
+    # The same name wherever the folder is: it is part of the settings of a run.
+    found = training_images(images, (32, 32), out / "decoded")
+    return replace(found, name=f"CIFAR-10/{split}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ def run_maps(results: Sequence[RunQuantity]) -> Figure:
             axes.set_yticks(range(len(r.layers)), r.layers)
             name = FAMILIES.get(r.family, r.family)
             axes.set(title=name if len(r.arms) == 1 else f"{name}, {arm}", xlabel="training step")
-    figure.colorbar(image, ax=grid, shrink=0.8, label=_label(results[0]))
+    figure.colorbar(
+        image, ax=grid, shrink=0.8, label=_label(results[0]) + (" in %" if scale == 100 else "")
+    )
     return figure
 
 
@@ -149,7 +152,7 @@ def _style(arms: Sequence[str], arm: str) -> dict[str, Any]:
 
 
 def _label(r: RunQuantity) -> str:
-    return r.quantity if r.unit in ("", "%") else f"{r.quantity} ({r.unit})"
+    return fill(r.quantity if r.unit in ("", "%") else f"{r.quantity} ({r.unit})", 36)
 
 
 @styled

@@ -10,6 +10,9 @@ channel is computed:
 - Mixer: K_c = E_x[W2 diag(act'(h_c(x))) W1] = W2 diag(g_c) W1 with g_c = E_x act'(h_c), the mean
   Jacobian of the token MLP in channel c, exactly. Basis kernels are the outer products of columns
   of W2 and rows of W1, with Gram matrix (W2'W2) o (W1 W1').
+- Mixer with a token MLP per group of channels (`zoo.architectures.UntiedMlp`): the same with the
+  weights of the channel's own group, K_c = W2_g diag(g_c) W1_g. Basis kernels are the K_c
+  themselves, or the outer products of all groups where these are fewer.
 - gMixer: out = W2 (v * act(s)), v and s the two halves of fc1. The mean Jacobian is W2 diag(E
   act(s_c)) Wv + W2 diag(E v_c act'(s_c)) Ws: the same with two coefficients a hidden unit.
 - ViT: K_c = sum_h E_x[A_h] (Wo_h Wv_h)_cc, from channel c to channel c with the attention patterns
@@ -31,6 +34,7 @@ from typing import Any
 import numpy as np
 import timm.layers
 import torch
+from scipy.linalg import block_diag
 from timm.layers.mlp import GluMlp
 from timm.models import beit, eva, vision_transformer
 from torch import nn
@@ -44,7 +48,8 @@ from mixer_probe.models.structure import Block
 from mixer_probe.weights.kernels import known_grid, spatial_convolutions
 from mixer_probe.weights.offsets import Grid, offset_mean, offset_pairs, product_offset_sums
 from mixer_probe.weights.operators import double_array
-from mixer_probe.weights.token_matrices import spatial_mixers, token_matrices
+from mixer_probe.weights.token_matrices import has_untied_mlps, spatial_mixers, token_matrices
+from mixer_probe.zoo.architectures import UntiedMlp
 
 Summed = tuple[list[Layer], Reducer[torch.Tensor]]
 HAVE_THEM = (
@@ -184,7 +189,8 @@ def channel_kernels(
 def needs_images(model: Model) -> bool:
     """Whether the kernels of this model's channels are measured on data."""
     return model.family == "vit" or (
-        model.family == "mixer" and token_matrices(model)[0].write is not None
+        model.family == "mixer"
+        and (has_untied_mlps(model) or token_matrices(model)[0].write is not None)
     )
 
 
@@ -192,7 +198,7 @@ def _required(
     model: Model, images: ImageSource | torch.Tensor | None
 ) -> ImageSource | torch.Tensor:
     if images is None:
-        what = "attention patterns" if model.family == "vit" else "activations of its token MLPs"
+        what = "attention patterns" if model.family == "vit" else "token MLPs' activations"
         raise ModelError(
             f"the kernels of {model.name}'s channels depend on its {what}, so kernel tying needs "
             "images: give images=load_images(...)"
@@ -225,11 +231,56 @@ def taps_kernels(kernels: np.ndarray, block: str, layer: str, depth: float) -> C
 def jacobian_kernels(
     mlp: Any, gates: np.ndarray, block: str, depth: float, grid: Grid
 ) -> ChannelKernels:
-    """The kernels W2 diag(g_c) W1 of a token MLP with mean gates g [C, D_S] (see `gate_slopes`)."""
+    """The kernels W2 diag(g_c) W1 of a token MLP with mean gates g [C, D_S] (see `gate_slopes`);
+    those of an `UntiedMlp` with the weights of the channel's group."""
+    if isinstance(mlp, UntiedMlp):
+        return _untied_kernels(mlp, gates, block, depth, grid)
     read, write = double_array(mlp.fc1.weight), double_array(mlp.fc2.weight).T
     if len(write) < len(read):
         # Both halves of a gated MLP write through the same columns.
         write = np.concatenate([write, write])
+    return _outer_products(read, write, gates, block, depth, grid)
+
+
+def _untied_kernels(
+    mlp: UntiedMlp, gates: np.ndarray, block: str, depth: float, grid: Grid
+) -> ChannelKernels:
+    """Those of a token MLP per group of channels, in the smaller of two bases: the outer products
+    of all groups, or the kernels."""
+    # [group, unit, position], and the gates [group, channel, unit].
+    read, write = double_array(mlp.fc1_weight), double_array(mlp.fc2_weight).transpose(0, 2, 1)
+    units, positions = read.shape[1:]
+    own = gates.reshape(mlp.groups, -1, units)
+    if units < own.shape[1]:
+        flat = (read.reshape(-1, positions), write.reshape(-1, positions))
+        return _outer_products(*flat, block_diag(*own), block, depth, grid)
+    kernels = np.concatenate(
+        [
+            (write[g].T * own[g][:, None, :]) @ read[g]  # [channel, position, position]
+            for g in range(mlp.groups)
+        ]
+    )
+
+    def expand(c: np.ndarray) -> np.ndarray:
+        # The kernels take much memory, and are made again of the weights.
+        gate = (c.reshape(mlp.groups, -1, 1) * own).sum(1)
+        kernel: np.ndarray = np.einsum("gui,gu,guj->ij", write, gate, read, optimize=True)
+        return kernel
+
+    layer = f"{block}.mlp_tokens"
+    found = _stacked(kernels, np.eye(len(kernels)), block, layer, depth, "data", grid)
+    return replace(found, expand=expand)
+
+
+def _outer_products(
+    read: np.ndarray,
+    write: np.ndarray,
+    coefficients: np.ndarray,
+    block: str,
+    depth: float,
+    grid: Grid,
+) -> ChannelKernels:
+    """Kernels that are sums of outer products of `write` and `read` [k, S]."""
     pairs = offset_pairs(grid)
     return ChannelKernels(
         block=block,
@@ -237,7 +288,7 @@ def jacobian_kernels(
         depth=depth,
         source="data",
         shape=(read.shape[1], read.shape[1]),
-        coefficients=gates,
+        coefficients=coefficients,
         gram=(write @ write.T) * (read @ read.T),
         pictures=product_offset_sums(write, read, grid) / pairs,
         pairs=pairs,
@@ -247,14 +298,16 @@ def jacobian_kernels(
 
 def gate_slopes(model: Model) -> Summed:
     """Layers, one per block of a Mixer or gMixer, and a reducer to [D_S, C], float64: the sum over
-    images of the derivative of the token MLP's pointwise part.
+    images of the derivative of the token MLP's pointwise part, in each channel that of its group
+    where groups have MLPs of their own.
 
     With g [C, D_S] the transposed mean K_c = W2 diag(g_c) W1, in gMixer with W2 repeated for the
     two halves. Raises ModelError for an MLP that is not pointwise between fc1 and fc2."""
-    blocks = model.structure.blocks
-    mlps: dict[str, Any] = {
-        f"{b.path}.mlp_tokens.fc1": b.module.get_submodule("mlp_tokens") for b in blocks
-    }
+    mlps: dict[str, Any] = {}
+    for b in model.structure.blocks:
+        mlp = b.module.get_submodule("mlp_tokens")
+        # Hidden units of an untied MLP are no layer, and are computed from its input.
+        mlps[f"{b.path}.{'norm1' if isinstance(mlp, UntiedMlp) else 'mlp_tokens.fc1'}"] = mlp
     for path, mlp in mlps.items():
         if not isinstance(norm := getattr(mlp, "norm", nn.Identity()), nn.Identity):
             raise ModelError(
@@ -269,8 +322,11 @@ def gate_slopes(model: Model) -> Summed:
         # Every hidden unit feeds one input of fc2, so the gradient of their sum has all
         # derivatives.
         mlp = mlps[layer.module]
+        rows = hidden.detach().transpose(1, 2)
+        if isinstance(mlp, UntiedMlp):
+            rows = mlp.pre_activation(rows).detach()
         with torch.enable_grad():
-            h = hidden.detach().transpose(1, 2).clone().requires_grad_()
+            h = rows.clone().requires_grad_()
             # An activation may work in place, which a leaf does not allow.
             copied = h * 1
             if isinstance(mlp, GluMlp):

@@ -21,6 +21,7 @@ from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
 from mixer_probe.weights.operators import applied_weight
+from mixer_probe.zoo.architectures import UntiedMlp
 
 Mixes = Literal["spatial", "channel", "both"]
 Pair = tuple[int, int]
@@ -104,13 +105,14 @@ def mixing_matrices(model: Model) -> MixingMatrices:
     """The linear layers and convolutions of all blocks, and of the downsampling between blocks, in
     execution order of the blocks.
 
-    Weights of one axis (norms, scales, biases) are no matrices and are not listed."""
+    A token MLP per group of channels has two matrices for each group. Weights of one axis (norms,
+    scales, biases) are no matrices and are not listed."""
     blocks = model.structure.single_blocks
     matrices: list[MixingMatrix] = []
     products: list[HeadProducts] = []
     left_out: list[tuple[str, str]] = []
     for i, block in enumerate(blocks):
-        own: list[MixingMatrix] = []
+        own = list(_untied_matrices(block, (i + 1) / len(blocks)))
         for path, module in _leaves(block.module):
             if not _in_bias_network(path):
                 weight, layer, leaf = (
@@ -138,8 +140,9 @@ def mixing_matrices(model: Model) -> MixingMatrices:
                     ".".join(filter(None, (block.path, path))), attention, own
                 )
         listed = {m.layer for m in own}
+        untied = {id(p) for mlp in _untied_mlps(block).values() for p in mlp.parameters()}
         for path, parameter in block.module.named_parameters():
-            if f"{block.path}.{path.removesuffix('.weight')}" in listed:
+            if f"{block.path}.{path.removesuffix('.weight')}" in listed or id(parameter) in untied:
                 continue
             if _in_bias_network(path) and path.endswith("weight"):
                 left_out.append((f"{block.path}.{path}", _NO_FEATURES))
@@ -152,6 +155,21 @@ def _leaves(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     for path, leaf in module.named_modules():
         if isinstance(leaf, (nn.Linear, nn.Conv2d)):
             yield path, leaf
+
+
+def _untied_mlps(block: Block) -> dict[str, UntiedMlp]:
+    return {p: m for p, m in block.module.named_modules() if isinstance(m, UntiedMlp)}
+
+
+def _untied_matrices(block: Block, depth: float) -> Iterator[MixingMatrix]:
+    """The matrices of every group of channels, "blocks.0.mlp_tokens.fc1_weight[3]"."""
+    for path, mlp in _untied_mlps(block).items():
+        for name in ("fc1", "fc2"):
+            for g, weight in enumerate(mlp.get_parameter(f"{name}_weight").detach()):
+                layer = f"{block.path}.{path}.{name}_weight[{g}]"
+                yield MixingMatrix(
+                    layer, f"token {name}", "spatial", block.path, depth, True, weight
+                )
 
 
 def _in_bias_network(path: str) -> bool:

@@ -17,6 +17,7 @@ from mixer_probe.core.errors import ModelError
 from mixer_probe.core.words import first_and_more, join
 from mixer_probe.models.model import Model
 from mixer_probe.weights.operators import double_array
+from mixer_probe.zoo.architectures import UntiedMlp
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
     """The token-mixing matrices of every block of a Mixer, gMixer, ResMLP or gMLP, in execution
     order. They are copies.
 
-    Raises ModelError for a network without them, saying what mixes its positions instead."""
+    Raises ModelError for a network without them, saying what mixes its positions instead, and for
+    token MLPs per group of channels (`UntiedMlp`), which have many matrices in a block."""
     if model.family != "mixer":
         raise ModelError(
             f"{model.name} is a {model.family} and has no token-mixing weights: it mixes positions "
@@ -86,6 +88,12 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
         assert isinstance(module, MixerBlock)
         mlp = module.get_submodule("mlp_tokens")
         first, last = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
+        if isinstance(mlp, UntiedMlp):
+            raise ModelError(
+                f"'{block.path}.mlp_tokens' has token-mixing weights for each of {mlp.groups} "
+                "groups of channels, and units and kernels of a layer are those of one token MLP "
+                "for all channels; kernel_tying, weight_spectra and spatial_mixing take such layers"
+            )
         if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
             raise ModelError(
                 f"'{block.path}.mlp_tokens' is a {type(mlp).__name__}; token-mixing weights are "
@@ -99,6 +107,14 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
             read, gate = (read[:half], read[half:]) if mlp.gate_last else (read[half:], read[:half])
         found.append(TokenMatrices(*place, form, "mlp_tokens.fc1", read, gate, write))
     return tuple(found)
+
+
+def has_untied_mlps(model: Model) -> bool:
+    """Whether a block has a token MLP per group of channels."""
+    return any(
+        isinstance(getattr(block.module, "mlp_tokens", None), UntiedMlp)
+        for block in model.structure.blocks
+    )
 
 
 def spatial_mixers(model: Model) -> str:

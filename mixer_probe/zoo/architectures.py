@@ -80,7 +80,15 @@ def construct(family: str, seed: int, arguments: Mapping[str, Any] | None = None
 class UntiedMlp(nn.Module):
     """A token MLP per group of channels: of images [b, channel, token], each group of channels has
     weights of its own (Tolstikhin et al. 2021, appendix A.1). One group is the token MLP of a
-    Mixer, as many groups as channels unties it altogether."""
+    Mixer, as many groups as channels unties it altogether.
+
+    Of channel c in group g, W2_g act(W1_g x_c + b1_g) + b2_g with the weights `fc1_weight` [group,
+    hidden, token], `fc1_bias` [group, hidden], `fc2_weight` [group, token, hidden] and `fc2_bias`
+    [group, token]. Channels of a group are neighbours. Raises ValueError for channels that cannot
+    be divided into so many groups."""
+
+    # No module: its input has groups before images, so that hooks could not read it.
+    act = staticmethod(nn.functional.gelu)
 
     def __init__(self, groups: int, channels: int, tokens: int, hidden: int) -> None:
         super().__init__()
@@ -89,9 +97,24 @@ class UntiedMlp(nn.Module):
         self.groups = groups
         self.fc1_weight = nn.Parameter(torch.empty(groups, hidden, tokens))
         self.fc1_bias = nn.Parameter(torch.empty(groups, hidden))
-        self.act = nn.GELU()
         self.fc2_weight = nn.Parameter(torch.empty(groups, tokens, hidden))
         self.fc2_bias = nn.Parameter(torch.empty(groups, tokens))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights by Glorot and Bengio's rule for each group, as timm's Mixer has them, and biases
+        of zero."""
+        for matrix in (*self.fc1_weight, *self.fc2_weight):
+            nn.init.xavier_uniform_(matrix)
+        nn.init.zeros_(self.fc1_bias)
+        nn.init.zeros_(self.fc2_bias)
+
+    def pre_activation(self, x: Tensor) -> Tensor:
+        """What the activation gets: [b, channel, token] to [b, channel, hidden]."""
+        x = x.reshape(len(x), self.groups, -1, x.shape[-1])
+        hidden = torch.einsum("bgct,ght->bgch", x, self.fc1_weight) + self.fc1_bias[:, None]
+        return hidden.flatten(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, channel, token] to the same shape."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 from mixer_probe import zoo
 from mixer_probe.training import Trainer
+from mixer_probe.training.examples import cifar10
 from mixer_probe.zoo.architectures import ARCHITECTURES
 from mixer_probe.zoo.cards import CLASS_NAMES, card_from_json
 from tests.analyses.scripts import load, options, run
@@ -85,12 +85,11 @@ def test_held_out_images_are_of_the_training_and_the_test_stays_untouched(
     said = run("train_zoo", monkeypatch, capsys, *arguments, "--device", "cpu", "--out", out)
     card = card_from_json((out / "holdout" / "resnet-s0" / "card.json").read_text())
     assert card.test_images == 10
-    assert card.recipe["test"].startswith(f"held-out {folder}/train: 10 images")
-    assert card.recipe["images"].startswith(f"{folder}/train: 20 images")
+    assert card.recipe["test"].startswith("held-out CIFAR-10/train: 10 images")
+    assert card.recipe["images"].startswith("CIFAR-10/train: 20 images")
     assert card.command.endswith("--data CIFAR10 --only resnet-s0 --epochs 1 --holdout 10")
     assert "resnet-s0: test accuracy" in said
-    script = load("train_zoo")
-    images = script.read(options(script, monkeypatch, *arguments, "--out", out), "train")
+    script, images = load("train_zoo"), cifar10(str(folder), "train", out)
     one, other = script.hold_out(images, 10)
     both = torch.cat([one.pixels, other.pixels]).flatten(1)
     assert len(torch.unique(both, dim=0)) == 30
@@ -114,26 +113,3 @@ def test_missing_or_other_data_is_one_sentence_that_says_where_to_get_it(
     with pytest.raises(SystemExit):
         run("train_zoo", monkeypatch, capsys, *arguments)
     assert "--data is missing" in capsys.readouterr().err
-
-
-def test_cifar10_can_be_downloaded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Here in place of the network: what is asked for."""
-    script = load("train_zoo")
-    load_images = script.mp.load_images
-    asked: list[object] = []
-
-    def fetch(source: str, **how: object) -> object:
-        asked.append((source, how.pop("root"), how.pop("download")))
-        return load_images(folder, **how)
-
-    monkeypatch.setattr(script.mp, "load_images", fetch)
-    given = options(script, monkeypatch, "--data", "torch/cifar10", "--out", tmp_path / "out")
-    images = script.read(given, "train")
-    assert asked == [("torch/cifar10", tmp_path / "out" / "cifar10", True)]
-    assert len(images) == 30
-    # Decoded once.
-    monkeypatch.setattr("mixer_probe.training.examples._decode", lambda *_: pytest.fail("decoded"))
-    assert torch.equal(script.read(given, "train").pixels, images.pixels)
-    assert replace(images, note="x").fingerprint == images.fingerprint

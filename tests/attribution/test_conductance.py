@@ -61,7 +61,7 @@ def test_token_mixing_units_equal_a_fine_sum() -> None:
 
 
 def test_networks_without_token_mixing_units_are_told() -> None:
-    with pytest.raises(MeasureError, match="no token-mixing MLP with hidden units"):
+    with pytest.raises(MeasureError, match="no token-mixing MLP with hidden units that all"):
         at.layer_conductance(small("vit"), noise(1, dtype=torch.float64))
 
 

@@ -26,6 +26,7 @@ STEM = S * 3 * P * P * C
     "name, spatial, channel",
     [
         ("mixer", 2 * S * 12 * C, 2 * S * C * 96),
+        ("untied-mixer", 2 * S * 12 * C, 2 * S * C * 96),
         ("gmixer", S * 24 * C + S * 12 * C, S * C * 96 + S * 48 * C),
         ("resmlp", S * S * C, 2 * S * C * 96),
         ("gmlp", S * S * 72, S * C * 144 + S * 72 * C),

@@ -8,10 +8,11 @@ import torch
 
 import mixer_probe as mp
 from mixer_probe.core.errors import ModelError
-from mixer_probe.images import PatchShuffle
-from mixer_probe.images.distortions import permute_cells
-from mixer_probe.invariance import permute_patches
-from tests.networks import CNNS, MIXERS, VITS, Case, noise, randomised
+from mixer_probe.images import Distortion, PatchShuffle, PixelShuffle, Shift, paper_shuffle
+from mixer_probe.images.distortions import Chain, permute_cells
+from mixer_probe.invariance import absorb_distortion, permute_patches
+from mixer_probe.zoo.architectures import construct
+from tests.networks import CASES, CNNS, MIXERS, UNTIED, VITS, Case, as_model, noise, randomised
 
 BY_POSITION_EMBEDDING = (
     "vit",
@@ -20,7 +21,7 @@ BY_POSITION_EMBEDDING = (
     "deit-distilled",
     "dinov2-registers",
 )
-WORKS = [*MIXERS, *(case for case in VITS if case.name in BY_POSITION_EMBEDDING)]
+WORKS = [*MIXERS, *UNTIED, *(case for case in VITS if case.name in BY_POSITION_EMBEDDING)]
 
 
 @pytest.mark.parametrize("case", WORKS, ids=lambda case: case.name)
@@ -100,3 +101,89 @@ def test_networks_whose_order_no_weights_hold_are_told(name: str) -> None:
 def test_what_is_no_permutation_is_an_error(order: object) -> None:
     with pytest.raises(ModelError, match="each of 0 to 15 once"):
         permute_patches(MIXERS[0].model(), order)  # type: ignore[arg-type]
+
+
+# -- patches and pixels ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", WORKS, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "distortion",
+    [
+        paper_shuffle(4, seed=3),
+        PatchShuffle(4, 5, shared=True),
+        PixelShuffle(4, 5, shared=True),
+        Chain((PixelShuffle(4, 1, shared=True), paper_shuffle(4), PatchShuffle(2, 2, shared=True))),
+    ],
+    ids=["paper", "patches", "pixels", "chain"],
+)
+def test_absorbed_distortions_give_the_logits_of_distorted_images(
+    case: Case, distortion: Distortion
+) -> None:
+    model, images = case.model(torch.float64), case.images(3, torch.float64)
+    absorbed = absorb_distortion(model, distortion)
+    with torch.no_grad():
+        expected, found = model.module(distortion(images)), absorbed.module(images)
+        assert (found - expected).abs().max() < 1e-10
+        # The test means something: the distortion moves the logits.
+        assert (model.module(images) - expected).abs().max() > 1e-3
+    back = absorb_distortion(absorbed, distortion)
+    assert (back.module(distortion.undo(images)) - found).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", ["zoo:mixer", "zoo:vit"])
+def test_trained_networks_absorb_the_shuffle_of_the_paper(name: str) -> None:
+    model = mp.load_model(name, device="cpu", dtype="float64")
+    shuffle, images = paper_shuffle(16, seed=7), noise(4, dtype=torch.float64)
+    absorbed = absorb_distortion(model, shuffle)
+    with torch.no_grad():
+        expected = model.module(shuffle(images))
+        assert (absorbed.module(images) - expected).abs().max() < 1e-10
+    assert absorbed.name == f"{model.name}, 'patches and pixels in one order, 16×16' absorbed"
+    assert absorbed.class_names == model.class_names
+    assert absorbed.weights.trained
+
+
+def test_an_untied_mixer_absorbs_the_shuffle_of_the_paper() -> None:
+    arguments = {"patch_size": 4, "num_blocks": 2, "embed_dim": 12, "token_groups": 12}
+    model = as_model(randomised(construct("mixer", 0, arguments)), dtype=torch.float64)
+    shuffle, images = paper_shuffle(8, seed=1), noise(4, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model.module(shuffle(images))
+        assert (absorb_distortion(model, shuffle).module(images) - expected).abs().max() < 1e-10
+        assert expected.std() > 1e-3
+
+
+def test_the_untrained_baseline_is_changed_in_the_same_way() -> None:
+    model, shuffle = mp.load_model("zoo:mixer", device="cpu", dtype="float64"), paper_shuffle(16)
+    images = noise(2, dtype=torch.float64)
+    baseline, absorbed = model.untrained(), absorb_distortion(model, shuffle).untrained()
+    assert not absorbed.weights.trained
+    with torch.no_grad():
+        difference = absorbed.module(images) - baseline.module(shuffle(images))
+    assert difference.abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("distortion", "reason"),
+    [
+        (paper_shuffle(1), r"token grid 4×4"),
+        (paper_shuffle(2), r"token grid 4×4"),
+        (paper_shuffle(8), r"token grid 4×4"),
+        (PixelShuffle(4, shared=True, tied=False), r"in one order; give the .* token grid 4×4"),
+        (PatchShuffle(4), r"'patches shuffled, 4×4' is no permutation that is the same for all"),
+        (Chain((paper_shuffle(4), Shift(8, 0))), r"'cyclic shift, 8 px.* is no permutation"),
+    ],
+    ids=["all pixels", "coarse", "fine", "cells differ", "images differ", "shift"],
+)
+def test_distortions_that_weights_cannot_absorb(distortion: Distortion, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        absorb_distortion(CASES["mixer"].model(), distortion)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convmixer", "swin", "eva"])
+def test_networks_that_cannot_absorb_a_distortion(name: str) -> None:
+    model = CASES[name].model()
+    grid = model.structure.token_grid or (1, 1)
+    with pytest.raises(ModelError, match="VisionTransformer"):
+        absorb_distortion(model, paper_shuffle(grid))

@@ -201,7 +201,7 @@ def energies(J: Tensor, prefix: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return own[:, prefix:], crossed_mean[:, prefix:], own[:, :prefix].sum(1)
 
 
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("name", [*CLOSED, "untied-mixer", "grouped-mixer"])
 @pytest.mark.parametrize("n", [2, 3])
 def test_closed_forms_are_the_jacobian(name: str, n: int) -> None:
     (prefix, _), full, estimate = full_jacobians(name, n)

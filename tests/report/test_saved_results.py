@@ -42,6 +42,7 @@ from mixer_probe.study import StudySettings, run_analyses, run_study
 from mixer_probe.weights import convolution_equivalence, paper_figures
 from tests import probes
 from tests.networks import CASES
+from tests.training import samples
 
 DISTORTIONS = (PatchShuffle(2), LowPass(4.0))
 SETTINGS = StudySettings(
@@ -196,6 +197,9 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "ClassLens": read_early,
     "Lesions": lambda: ablated()[::2],
     "UnitImportance": lambda: ablated()[1:2],
+    "RunQuantity": samples.quantities,
+    "RunSimilarity": samples.similarities,
+    "UnitHistory": samples.histories,
     "MixerScales": lambda: [mixer_scales()],
     "ModelCost": lambda: [cost()],
     "AccuracyCost": set_against_accuracy,

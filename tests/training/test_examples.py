@@ -12,6 +12,7 @@ import torch
 from mixer_probe.core.errors import ImagesError, StoreError
 from mixer_probe.images.labelled import Images, from_arrays
 from mixer_probe.training import examples, training_images
+from mixer_probe.zoo.cards import CLASS_NAMES
 from tests.training import small
 
 PIXELS = np.random.default_rng(0).integers(256, size=(6, 8, 12, 3), dtype=np.uint8)
@@ -67,3 +68,23 @@ def test_a_subset_is_known_by_its_images() -> None:
     assert len({part.fingerprint for part in (whole, one, other)}) == 3
     assert one.fingerprint == whole.subset(torch.tensor([2, 0])).fingerprint
     assert replace(one, note="x").description == one.description
+
+
+def test_cifar10_can_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here in place of the network: what is asked for."""
+    pixels = np.random.default_rng(0).integers(256, size=(10, 32, 32, 3), dtype=np.uint8)
+    asked: list[object] = []
+
+    def fetch(source: str, **how: object) -> Images:
+        asked.append((source, how))
+        return from_arrays(pixels, range(10), class_names=CLASS_NAMES)
+
+    monkeypatch.setattr(examples, "load_images", fetch)
+    found = examples.cifar10("torch/cifar10", "train", tmp_path)
+    wanted = {"split": "train", "root": tmp_path / "cifar10", "download": True}
+    assert asked == [("torch/cifar10", wanted)]
+    assert np.array_equal(found.pixels.permute(0, 2, 3, 1).numpy(), pixels)
+    assert found.name == "CIFAR-10/train"
+    # Decoded once.
+    monkeypatch.setattr(examples, "_decode", lambda *_: pytest.fail("decoded again"))
+    assert len(examples.cifar10("torch/cifar10", "train", tmp_path)) == 10

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.training import RunQuantity, RunSimilarity, UnitHistory
+from mixer_probe.training import UnitHistory
 from mixer_probe.training.figures import animated_units
 from mixer_probe.training.findings import quantity_sentences, similarity_sentences
 from mixer_probe.training.quantities import difference_of_differences, half_rise
-
-
-def quantity(values: np.ndarray, **more: Any) -> RunQuantity:
-    """Of values [arm, seed, step, layer]."""
-    arms, seeds, steps, layers = values.shape
-    about: dict[str, Any] = {
-        "quantity": "test accuracy",
-        "unit": "%",
-        "family": "mixer",
-        "arms": ("original", "patches", "global")[:arms],
-        "seeds": tuple(range(seeds)),
-        "steps": tuple(2**i for i in range(steps)),
-        "layers": tuple(f"blocks.{i}" for i in range(layers)),
-        "depths": np.arange(1, layers + 1) / layers,
-        "n": "100 test images",
-        "protocol": "one epoch",
-        "machine": "2 CPU cores",
-    }
-    return RunQuantity(values=values, **(about | more))
+from tests.training.samples import quantity, similarity
 
 
 def test_means_and_differences_are_over_seeds_of_means_over_layers() -> None:
@@ -83,14 +63,6 @@ def test_a_sentence_has_the_difference_with_its_interval_and_claims_none_that_is
     assert "70.0 % [67.5, 72.5] (original)" in sentence
     assert "(patches), no significant difference of +0.1 points [-2.2, +2.4]" in sentence
     assert "(global), a difference of -30.0 points [-32.3, -27.7]" in sentence
-
-
-def similarity(values: np.ndarray, arms: tuple[str, ...], seeds: tuple[int, ...]) -> RunSimilarity:
-    layers = values.shape[-1]
-    depths = np.arange(1, layers + 1) / layers
-    names = tuple(f"blocks.{i}" for i in range(layers))
-    about = ("100 test images", "one epoch", "2 CPU cores")
-    return RunSimilarity("CKA", "mixer", arms, seeds, names, depths, values, *about)
 
 
 ARMS, SEEDS = ("original",) * 3 + ("patches",) * 3, (0, 1, 2) * 2

@@ -225,6 +225,8 @@ def test_what_is_no_mixer_is_refused_with_a_reason() -> None:
         as_convolution(CASES["mixer"].model(), "untied")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="Doubled, not timm's MixerBlock"):
         as_convolution(tiny(block_layer=Doubled))
+    with pytest.raises(ModelError, match=r"UntiedMlp, not timm's Mlp; as_convolution takes"):
+        as_convolution(CASES["untied-mixer"].model())
     with pytest.raises(ModelError, match="Sequential, not timm's MlpMixer"):
         as_convolution(as_model(nn.Sequential(CASES["mixer"].build())))
 

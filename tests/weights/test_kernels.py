@@ -30,7 +30,7 @@ from mixer_probe.weights.offsets import (
     product_offset_sums,
     uniform_distance,
 )
-from tests.networks import CASES, as_model, randomised
+from tests.networks import CASES, UNTIED, as_model, randomised
 
 GRIDS = [(5, 5), (3, 6)]
 
@@ -258,7 +258,9 @@ def test_full_convolutions_add_the_energy_of_all_pairs_of_channels() -> None:
     assert "full" in kernel.form
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.family != "vit"])
+@pytest.mark.parametrize(
+    "name", [n for n, c in CASES.items() if c.family != "vit" and c not in UNTIED]
+)
 def test_every_mixer_and_cnn_has_kernels(name: str) -> None:
     case = CASES[name]
     found = mp.spatial_kernels(case.model())

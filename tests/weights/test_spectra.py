@@ -240,7 +240,27 @@ def numbered(network: nn.Module) -> None:
                 start += leaf.weight.numel()
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_every_group_of_an_untied_mixer_has_its_matrices() -> None:
+    model = CASES["grouped-mixer"].model(torch.float64)
+    found = mp.weight_spectra(model, null_size=20)
+    assert not found.left_out
+    for number, (first, last) in enumerate(
+        (block.module.mlp_tokens.fc1_weight, block.module.mlp_tokens.fc2_weight)
+        for block in model.structure.blocks
+    ):
+        entries = found.select(block=f"blocks.{number}", kind="spatial")
+        assert [entry.layer for entry in entries] == [
+            f"blocks.{number}.mlp_tokens.fc{k}_weight[{g}]" for k in (1, 2) for g in range(4)
+        ]
+        assert [entry.role for entry in entries] == ["token fc1"] * 4 + ["token fc2"] * 4
+        for entry, matrix in zip(entries, [*first, *last], strict=True):
+            np.testing.assert_allclose(
+                entry.values, torch.linalg.svdvals(matrix.detach()).numpy(), rtol=1e-10
+            )
+    assert found.by_depth()["matrices"].tolist() == [2, 8, 2, 8]
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("untied-mixer", "grouped-mixer")])
 def test_every_weight_of_the_blocks_appears_exactly_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

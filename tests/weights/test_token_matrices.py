@@ -1,6 +1,9 @@
 """The token-mixing matrices do in algebra what timm's modules do in a forward pass, in all four
 forms."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import nn
 import mixer_probe as mp
 from mixer_probe.core.errors import ModelError
 from mixer_probe.weights import TokenMatrices, token_matrices
-from tests.networks import as_model, randomised
+from tests.networks import CASES, as_model, randomised
 
 FORMS = {
     "Mixer": {},
@@ -158,3 +161,9 @@ def test_a_token_mlp_of_another_kind_is_named() -> None:
     network = MlpMixer(img_size=32, patch_size=8, embed_dim=24, num_blocks=1, mlp_layer=SwiGLU)
     with pytest.raises(ModelError, match=r"'blocks\.0\.mlp_tokens' is a SwiGLU"):
         token_matrices(as_model(network))
+
+
+@pytest.mark.parametrize("measure", [token_matrices, mp.token_mixing, mp.spatial_kernels])
+def test_untied_token_mlps_are_refused_with_what_takes_them(measure: Callable[..., Any]) -> None:
+    with pytest.raises(ModelError, match=r"each of 4 groups of channels.*kernel_tying, weight_sp"):
+        measure(CASES["grouped-mixer"].model())

@@ -23,7 +23,8 @@ from mixer_probe.weights.channel_kernels import (
 )
 from mixer_probe.weights.offsets import offset_mean, offset_pairs
 from mixer_probe.weights.tying import count_for, layer_tying
-from tests.networks import CASES, as_model
+from mixer_probe.zoo.architectures import construct
+from tests.networks import CASES, as_model, noise, randomised
 
 RNG = np.random.default_rng
 
@@ -206,6 +207,76 @@ def test_mixer_kernels_are_the_mean_jacobian_of_each_channel(name: str) -> None:
     agree_with(kernels, explicit, (4, 4))
 
 
+def untied(groups: int, hidden: int) -> mp.Model:
+    """A Mixer of 24 channels with 16 tokens, and token MLPs of so many units per group."""
+    sizes = {"num_classes": 5, "patch_size": 8, "num_blocks": 2, "embed_dim": 24}
+    network = construct(
+        "mixer", 0, {**sizes, "mlp_ratio": [hidden / 24, 1.0], "token_groups": groups}
+    )
+    return as_model(randomised(network), dtype=torch.float64)
+
+
+# More channels in a group than units, as many, and fewer: two forms of the kernels.
+@pytest.mark.parametrize(("groups", "hidden"), [(2, 6), (4, 6), (4, 12), (24, 12)])
+def test_untied_kernels_are_the_mean_jacobian_of_each_channel(groups: int, hidden: int) -> None:
+    model, images = untied(groups, hidden), noise(3, dtype=torch.float64)
+    kernels = channel_kernels(model, images, batch_size=2)[1]
+    mlp = model.module.blocks[1].mlp_tokens
+    x = inputs_of(model, "blocks.1.mlp_tokens", images)
+    # [image, channel, position, channel, position]
+    jacobians = torch.stack([torch.func.jacrev(lambda z: mlp(z[None])[0])(one) for one in x])
+    own = torch.einsum("bcscj->bcsj", jacobians)
+    assert jacobians.square().sum().item() == pytest.approx(own.square().sum().item(), rel=1e-12)
+    explicit = own.mean(0).detach().numpy()
+    assert (kernels.layer, kernels.shape, kernels.source) == (
+        "blocks.1.mlp_tokens",
+        (16, 16),
+        "data",
+    )
+    assert np.std(explicit, axis=0).max() > 1e-3
+    agree_with(kernels, explicit, (4, 4))
+    found = layer_tying(kernels, draws=1)
+    assert found.possible == min(24, groups * hidden)
+    assert np.count_nonzero(found.raw.energies) == found.possible
+    combined = np.random.default_rng(0).standard_normal(24)
+    np.testing.assert_allclose(
+        kernels.expand(combined @ kernels.coefficients),
+        np.tensordot(combined, explicit, 1),
+        atol=1e-10,
+    )
+
+
+@pytest.mark.parametrize("groups", [2, 24])
+def test_groups_with_equal_weights_are_tied(groups: int) -> None:
+    tied, model = CASES["mixer"].model(torch.float64), untied(groups, 12)
+    images = noise(4, dtype=torch.float64)
+    for block, like in zip(model.module.blocks, tied.module.blocks, strict=True):
+        mlp = block.mlp_tokens
+        with torch.no_grad():
+            mlp.fc1_weight.copy_(like.mlp_tokens.fc1.weight)
+            mlp.fc1_bias.copy_(like.mlp_tokens.fc1.bias)
+            mlp.fc2_weight.copy_(like.mlp_tokens.fc2.weight)
+            mlp.fc2_bias.copy_(like.mlp_tokens.fc2.bias)
+        block.mlp_channels = like.mlp_channels
+        block.norm1, block.norm2 = like.norm1, like.norm2
+    model.module.stem = tied.module.stem
+    for own, other in zip(
+        mp.kernel_tying(model, images, draws=2).layers,
+        mp.kernel_tying(tied, images, draws=2).layers,
+        strict=True,
+    ):
+        energies = other.raw.energies
+        np.testing.assert_allclose(
+            own.raw.energies[: len(energies)], energies, atol=1e-10 * energies[0]
+        )
+        assert not own.raw.energies[len(energies) :].any()
+        np.testing.assert_allclose(own.raw.null, other.raw.null, atol=1e-10 * energies[0])
+        np.testing.assert_allclose(own.unit.energies[:12], other.unit.energies[:12], atol=1e-9)
+        np.testing.assert_allclose(own.raw.dictionary[0], other.raw.dictionary[0], atol=1e-9)
+        assert own.sharing == pytest.approx(other.sharing, rel=1e-9)
+        assert own.raw.count(0.9) == other.raw.count(0.9)
+
+
 @contextmanager
 def fixed_attention(attention: nn.Module) -> Iterator[None]:
     """Attention patterns as the input makes them, but no gradient through them."""
@@ -262,7 +333,7 @@ def test_attention_is_fused_again_after_an_error(monkeypatch: pytest.MonkeyPatch
     assert not any(m._forward_hooks for m in model.module.modules())
 
 
-@pytest.mark.parametrize("name", ["mixer", "vit"])
+@pytest.mark.parametrize("name", ["mixer", "grouped-mixer", "vit"])
 def test_images_are_averaged_whatever_the_batches(name: str) -> None:
     case = CASES[name]
     model = case.model(torch.float64)
@@ -319,7 +390,7 @@ def test_depthwise_weights_are_read(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["mixer", "gmixer", "vit"])
+@pytest.mark.parametrize("name", ["mixer", "untied-mixer", "gmixer", "vit"])
 def test_missing_images_are_asked_for(name: str) -> None:
     with pytest.raises(ModelError, match=r"kernel tying needs images: give images=load_images"):
         mp.kernel_tying(CASES[name].model())
