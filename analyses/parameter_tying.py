@@ -24,7 +24,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-from permutation_training import FINAL, NETWORKS, PROTOCOL, SMOKE, curves
+from permutation_training import FINAL, NETWORKS, SMOKE, curves, protocol_of
 
 import mixer_probe as mp
 from mixer_probe.core.errors import MixerProbeError
@@ -79,7 +79,7 @@ def arms(smoke: bool) -> list[Arm]:
             "mixer",
             name,
             f"mixer-{name.replace(', ', '-').replace(' ', '-')}",
-            replace(PROTOCOL, network=network, arguments={**size, **more}, frozen=frozen),
+            replace(protocol_of(smoke), network=network, arguments={**size, **more}, frozen=frozen),
         )
         for name, (more, frozen) in forms.items()
     ]

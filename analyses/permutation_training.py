@@ -96,6 +96,11 @@ def _options() -> argparse.Namespace:
     return study_parser("permutation_training", __doc__).parse_args()
 
 
+def protocol_of(smoke: bool) -> Recipe:
+    """What all arms have in common."""
+    return replace(PROTOCOL, epochs=2, batch_size=50, checkpoints=3) if smoke else PROTOCOL
+
+
 def arms(smoke: bool) -> dict[str, list[Arm]]:
     """The arms of every family: one protocol, three orders of pixels."""
     found = {}
@@ -106,7 +111,9 @@ def arms(smoke: bool) -> dict[str, list[Arm]]:
                 family,
                 name,
                 f"{network}-{name}",
-                replace(PROTOCOL, network=network, arguments=arguments, distortion=distortion),
+                replace(
+                    protocol_of(smoke), network=network, arguments=arguments, distortion=distortion
+                ),
             )
             for name, distortion in DISTORTIONS.items()
         ]
