@@ -24,18 +24,20 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-from permutation_training import NETWORKS, PROTOCOL, SMOKE, curves
+from permutation_training import FINAL, NETWORKS, SMOKE, curves, protocol_of
 
 import mixer_probe as mp
 from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.result import Result
 from mixer_probe.models import Model
 from mixer_probe.report import publish
-from mixer_probe.training import Arm
+from mixer_probe.training import Arm, RunQuantity, StudyAnswer
 from mixer_probe.training.arms import gather, study_images, study_parser, train_arms
 from mixer_probe.training.features import block_representations, probe_accuracy
+from mixer_probe.training.findings import change, shown, significant
 from mixer_probe.training.runs import Run
 
+QUESTION = "Why is one token MLP for all channels enough?"
 TITLE = "Why is a shared token MLP enough? Tied, untied and frozen Mixers"
 FROZEN = ("mlp_tokens",)
 GROUPS = 8
@@ -77,7 +79,7 @@ def arms(smoke: bool) -> list[Arm]:
             "mixer",
             name,
             f"mixer-{name.replace(', ', '-').replace(' ', '-')}",
-            replace(PROTOCOL, network=network, arguments={**size, **more}, frozen=frozen),
+            replace(protocol_of(smoke), network=network, arguments={**size, **more}, frozen=frozen),
         )
         for name, (more, frozen) in forms.items()
     ]
@@ -114,13 +116,34 @@ def study(options: argparse.Namespace) -> list[Result]:
                 found[name][arm.name, seed] = value[None]
     steps = [Run.read(own[0].path(runs, options.seeds[0])).curve[-1].step]
     n = f"{len(seen):,} test images"
-    return [
+    results: list[Result] = [
         *curves(own, options.seeds, runs),
         *(
             gather(own, options.seeds, values, runs, name, ABOUT[name], n, steps, layers)
             for name, values in found.items()
         ),
     ]
+    return [answer(results), *results]
+
+
+def answer(results: list[Result]) -> StudyAnswer:
+    """What untying and freezing do to the accuracy, and what untied token MLPs use their freedom
+    for."""
+    of = {r.quantity: r for r in results if isinstance(r, RunQuantity)}
+    sentences = []
+    for name in (FINAL, KERNELS, RANK, DISTANCE):
+        r = of[name]
+        parts = [f"{shown(r, r.mean(r.arms[0]))} ({r.arms[0]})"]
+        parts += [f"{shown(r, r.mean(a))} ({a}), {change(r, r.difference(a))}" for a in r.arms[1:]]
+        sentences.append(f"{name[0].upper()}{name[1:]}: {'; '.join(parts)}.")
+    gain = of[FINAL].difference("per channel")
+    if not significant(gain):
+        sentences.insert(0, "One token MLP per channel gains no significant accuracy here.")
+    elif gain.value > 0:
+        sentences.insert(0, "One token MLP per channel gains accuracy here.")
+    else:
+        sentences.insert(0, "One token MLP per channel loses accuracy here.")
+    return StudyAnswer(QUESTION, tuple(sentences))
 
 
 def mixing_features(model: Model, images: mp.Images, fewer: bool) -> dict[str, np.ndarray]:

@@ -30,10 +30,18 @@ import numpy as np
 import mixer_probe as mp
 from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.result import Result
+from mixer_probe.core.words import FAMILIES
 from mixer_probe.images.distortions import distort, paper_shuffle
 from mixer_probe.invariance import absorb_distortion
 from mixer_probe.report import publish
-from mixer_probe.training import Arm, Augmentation, Recipe, RunSimilarity
+from mixer_probe.training import (
+    Arm,
+    Augmentation,
+    Recipe,
+    RunQuantity,
+    RunSimilarity,
+    StudyAnswer,
+)
 from mixer_probe.training.arms import gather, protocol, study_images, study_parser, train_arms
 from mixer_probe.training.features import (
     UNIT_QUANTITIES,
@@ -42,8 +50,10 @@ from mixer_probe.training.features import (
     probe_accuracy,
     unit_features,
 )
+from mixer_probe.training.findings import change, shown, similarity_sentences
 from mixer_probe.training.runs import Run
 
+QUESTION = "Does a fixed order of patches and pixels matter in training?"
 TITLE = "Training on permuted images: Mixer, ViT and CNN"
 # Patches of 4 px of images of 32 px.
 GRID = 8
@@ -86,6 +96,11 @@ def _options() -> argparse.Namespace:
     return study_parser("permutation_training", __doc__).parse_args()
 
 
+def protocol_of(smoke: bool) -> Recipe:
+    """What all arms have in common."""
+    return replace(PROTOCOL, epochs=2, batch_size=50, checkpoints=3) if smoke else PROTOCOL
+
+
 def arms(smoke: bool) -> dict[str, list[Arm]]:
     """The arms of every family: one protocol, three orders of pixels."""
     found = {}
@@ -96,7 +111,9 @@ def arms(smoke: bool) -> dict[str, list[Arm]]:
                 family,
                 name,
                 f"{network}-{name}",
-                replace(PROTOCOL, network=network, arguments=arguments, distortion=distortion),
+                replace(
+                    protocol_of(smoke), network=network, arguments=arguments, distortion=distortion
+                ),
             )
             for name, distortion in DISTORTIONS.items()
         ]
@@ -126,7 +143,38 @@ def study(options: argparse.Namespace) -> list[Result]:
         results += curves(own, options.seeds, runs)
     for own in families.values():
         results += features(own, options, runs)
-    return results
+    return [answer(results), *results]
+
+
+def answer(results: list[Result]) -> StudyAnswer:
+    """What each order of pixels does to the accuracy of each family, and whether a Mixer trained on
+    permuted patches has the units and representations of one trained on original images."""
+    quantities = [r for r in results if isinstance(r, RunQuantity)]
+    final = [r for r in quantities if r.quantity == FINAL]
+    sentences = [
+        f"Trained on images with {what}: "
+        + "; ".join(
+            f"{FAMILIES[r.family]} {shown(r, r.mean(arm))}, {change(r, r.difference(arm))} from "
+            f"{shown(r, r.mean(r.arms[0]))} on original images"
+            for r in final
+        )
+        + f" (test accuracy, n = {len(final[0].seeds)} seeds each)."
+        for arm, what in (
+            ("patches", "patches, and pixels inside patches, in one fixed order"),
+            ("global", "all pixels in one fixed order"),
+        )
+    ]
+    units = [r for r in quantities if r.quantity in UNIT_QUANTITIES]
+    sentences.append(
+        "Token-mixing units of the Mixers trained on permuted patches, with the patches put back "
+        "in order, against those trained on original images: "
+        + "; ".join(f"{r.quantity}, {change(r, r.difference(r.arms[-1]))}" for r in units)
+        + "."
+    )
+    for r in results:
+        if isinstance(r, RunSimilarity):
+            sentences += similarity_sentences(r)
+    return StudyAnswer(QUESTION, tuple(sentences))
 
 
 def curves(own: list[Arm], seeds: list[int], runs: Path) -> list[Result]:

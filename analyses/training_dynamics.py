@@ -28,7 +28,7 @@ from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.files import write_bytes
 from mixer_probe.core.result import Result
 from mixer_probe.report import publish
-from mixer_probe.training import Arm, UnitHistory
+from mixer_probe.training import Arm, RunQuantity, StudyAnswer, UnitHistory
 from mixer_probe.training.arms import gather, study_images, study_parser, train_arms
 from mixer_probe.training.features import (
     UNIT_QUANTITIES,
@@ -38,9 +38,11 @@ from mixer_probe.training.features import (
     unit_features,
 )
 from mixer_probe.training.figures import animated_units
+from mixer_probe.training.findings import quantity_sentences
 from mixer_probe.training.quantities import half_rise
 from mixer_probe.training.runs import Run
 
+QUESTION = "When does each network learn what, and which blocks settle first?"
 TITLE = "Features during training: Mixer, ViT and CNN"
 PROBE, CKA = "linear probe accuracy", "CKA to the final network"
 SETTLED = "log2 of the step at half of the CKA to the final network"
@@ -85,7 +87,27 @@ def study(options: argparse.Namespace) -> list[Result]:
         compile=options.compile,
         workers=options.workers,
     )
-    return [result for arm in originals for result in dynamics(arm, options)]
+    results = [result for arm in originals for result in dynamics(arm, options)]
+    return [answer(results), *results]
+
+
+def answer(results: list[Result]) -> StudyAnswer:
+    """Where on the way to the final network blocks settle and the class becomes readable, from the
+    first to the last block, and when the units of the Mixer get their structure."""
+    quantities = [r for r in results if isinstance(r, RunQuantity)]
+    sentences = [
+        sentence
+        for name in (SETTLED, READ)
+        for sentence in quantity_sentences([r for r in quantities if r.quantity == name])
+    ]
+    for r in quantities:
+        if r.quantity in UNIT_QUANTITIES:
+            halves = half_rise(r.steps, r.values[0].mean(-1))
+            of_seeds = ", ".join(f"{2**half:,.0f}" for half in halves)
+            sentences += [
+                f"{quantity_sentences([r])[0]} Half of it is reached at steps {of_seeds} (seeds)."
+            ]
+    return StudyAnswer(QUESTION, tuple(sentences))
 
 
 def dynamics(arm: Arm, options: argparse.Namespace) -> list[Result]:

@@ -54,3 +54,15 @@ def test_the_example_of_interventions_runs_as_written() -> None:
     exec(code, names)
     assert names["reps"].model.name.startswith("zoo:vit-s0 + ablate mean of head 0")
     assert names["reps"]["blocks.5"].shape == (20, 128)
+
+
+def test_the_example_of_training_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["run"].checkpoints == (0, 1, 2, 3, 5, 8)
+    assert names["units"].units(0).shape == (32, 8, 8)

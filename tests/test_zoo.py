@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.models.convmixer import ConvMixer
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -255,3 +256,110 @@ def test_the_untrained_baseline_of_an_untied_mixer_has_the_scale_of_a_mixers() -
         assert weight.std().item() == pytest.approx((2 / (64 + 24)) ** 0.5, rel=0.02)
     assert not mlp.fc1_bias.any()
     assert not mlp.fc2_bias.any()
+
+
+# Architectures without checkpoints
+
+
+NEW = {
+    "resmlp": (MlpMixer, 1_063_050),
+    "gmlp": (MlpMixer, 1_054_090),
+    "gmixer": (MlpMixer, 1_071_242),
+    "convmixer": (ConvMixer, 190_602),
+}
+
+
+def shallow(family: str) -> nn.Module:
+    return construct(family, 0, {"depth" if family == "convmixer" else "num_blocks": 2})
+
+
+@pytest.mark.parametrize("family", NEW)
+def test_sizes_are_those_of_the_mixer(family: str) -> None:
+    model, mixer = construct(family, 0), construct("mixer", 0)
+    assert type(model) is NEW[family][0]
+    assert ARCHITECTURES[family]["class"] == f"{type(model).__module__}.{type(model).__name__}"
+    # Plain data, as a card stores it.
+    assert json.loads(json.dumps(ARCHITECTURES[family])) == ARCHITECTURES[family]
+    assert len(parameters(model)) == NEW[family][1]
+    assert len(model.blocks) == len(mixer.blocks) == 8
+    stem = model.stem[0] if family == "convmixer" else model.stem.proj
+    assert stem.stride == mixer.stem.proj.stride == (2, 2)
+    width = model.num_features if family == "convmixer" else model.embed_dim
+    assert width == mixer.embed_dim == 128
+    if family != "convmixer":
+        assert len(parameters(model)) == pytest.approx(len(parameters(mixer)), rel=0.01)
+
+
+@pytest.mark.parametrize("family", NEW)
+def test_all_initial_values_follow_from_the_seed(family: str) -> None:
+    torch.manual_seed(0)
+    first = construct(family, 0)
+    torch.manual_seed(1)
+    again, other = construct(family, 0), construct(family, 1)
+    assert torch.equal(parameters(first), parameters(again))
+    assert not torch.equal(parameters(first), parameters(other))
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = first.eval()(images)
+    assert logits.shape == (4, 10)
+    assert 1e-3 < logits.std(dim=0).mean() < 1
+    assert 1e-3 < logits.std(dim=1).mean() < 10
+
+
+def test_initial_values_of_resmlp() -> None:
+    model = construct("resmlp", 0)
+    for block in model.blocks:
+        assert (block.ls1 == 0.1).all()
+        assert (block.ls2 == 0.1).all()
+    for norm in (model.norm, *(b.norm1 for b in model.blocks), *(b.norm2 for b in model.blocks)):
+        assert (norm.alpha == 1).all()
+        assert not norm.beta.any()
+    weight = model.blocks[3].linear_tokens.weight
+    # Glorot and Bengio's uniform weights of a square matrix have variance 1 / size.
+    assert weight.std().item() == pytest.approx(1 / 16, rel=0.01)
+
+
+def test_initial_values_of_gmlp() -> None:
+    for block in construct("gmlp", 0).blocks:
+        gate = block.mlp_channels.gate
+        assert (gate.proj.bias == 1).all()
+        assert gate.proj.weight.std().item() == pytest.approx(1e-3, rel=0.02)
+        assert (gate.norm.weight == 1).all()
+        # 128 -> 336 channels, uniform with variance 2 / (in + out).
+        std = block.mlp_channels.fc1.weight.std().item()
+        assert std == pytest.approx((2 / (128 + 336)) ** 0.5, rel=0.02)
+
+
+def test_initial_values_of_convmixer() -> None:
+    model = construct("convmixer", 0)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        assert (norm.weight == 1).all()
+        assert not norm.bias.any()
+    depthwise, pointwise = model.blocks[2][0].fn[0], model.blocks[2][1]
+    assert depthwise.weight.std().item() == pytest.approx(1 / 7, rel=0.02)
+    assert pointwise.weight.std().item() == pytest.approx((2 / 336) ** 0.5, rel=0.02)
+    assert model.stem[0].weight.std().item() == pytest.approx(12**-0.5, rel=0.05)
+    assert not depthwise.bias.any()
+    assert not pointwise.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("family", "spatial", "form"),
+    [
+        ("resmlp", "linear_tokens", "ResMLP"),
+        ("gmlp", "mlp_channels.gate", "gMLP"),
+        ("gmixer", "mlp_tokens", "gMixer"),
+        ("convmixer", "0.fn.0", None),
+    ],
+)
+def test_new_architectures_are_read(family: str, spatial: str, form: str | None) -> None:
+    model = as_model(shallow(family))
+    assert model.family == ("cnn" if family == "convmixer" else "mixer")
+    kinds = [layer.name for layer in model.layers if layer.kind == "spatial"]
+    assert kinds == [f"blocks.{i}.{spatial}" for i in (0, 1)]
+    assert all(layer.grid == (16, 16) for layer in model.select("blocks"))
+    if form:
+        assert mp.token_mixing(model, surrogates=1, shuffles=1).form == form
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = mp.spatial_mixing(model, images, views=("branch",), probes=1)
+    assert np.isfinite(found.value[0, :, found.index("distance_px")]).all()

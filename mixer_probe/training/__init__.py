@@ -3,7 +3,12 @@
 from mixer_probe.training.arms import Arm, train_arms
 from mixer_probe.training.augmentation import Augmentation
 from mixer_probe.training.examples import TrainingImages, training_images
-from mixer_probe.training.quantities import RunQuantity, RunSimilarity, UnitHistory
+from mixer_probe.training.quantities import (
+    RunQuantity,
+    RunSimilarity,
+    StudyAnswer,
+    UnitHistory,
+)
 from mixer_probe.training.recipe import Recipe
 from mixer_probe.training.runs import CurvePoint, Run
 from mixer_probe.training.trainer import Trainer, TrainingError, train
@@ -16,6 +21,7 @@ __all__ = [
     "Run",
     "RunQuantity",
     "RunSimilarity",
+    "StudyAnswer",
     "Trainer",
     "TrainingError",
     "TrainingImages",

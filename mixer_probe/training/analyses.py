@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from mixer_probe.core.analysis import Room, View
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.training.quantities import RunQuantity, RunSimilarity, UnitHistory
+from mixer_probe.training.quantities import (
+    RunQuantity,
+    RunSimilarity,
+    StudyAnswer,
+    UnitHistory,
+)
 from mixer_probe.training.views import (
+    answer_sections,
     history_sections,
     quantity_sections,
     similarity_sections,
@@ -16,6 +22,7 @@ ROOM = Room(
     "analysis of training",
     MeasureError,
     views=(
+        View(StudyAnswer, answer_sections),
         View(RunQuantity, quantity_sections),
         View(RunSimilarity, similarity_sections),
         View(UnitHistory, history_sections),

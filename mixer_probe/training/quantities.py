@@ -180,6 +180,17 @@ class RunSimilarity(Result):
 
 
 @dataclass(frozen=True)
+class StudyAnswer(Result):
+    """What a study answers: its `question` and the `sentences` computed from its numbers."""
+
+    title: ClassVar[str] = "Answer"
+    frame: ClassVar[Frame] = Frame("sentence", "question sentence=sentences")
+
+    question: str
+    sentences: Annotated[tuple[str, ...], "sentence"]
+
+
+@dataclass(frozen=True)
 class UnitHistory(Result):
     """Token-mixing units of one `block` of one run during its training: `maps` [step, unit, row,
     column] after each of the `steps`; `network` names the run."""

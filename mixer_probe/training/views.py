@@ -16,9 +16,19 @@ from mixer_probe.training.figures import (
     unit_history,
 )
 from mixer_probe.training.findings import over_steps, quantity_sentences, similarity_sentences
-from mixer_probe.training.quantities import RunQuantity, RunSimilarity, UnitHistory
+from mixer_probe.training.quantities import (
+    RunQuantity,
+    RunSimilarity,
+    StudyAnswer,
+    UnitHistory,
+)
 
 _LINES = "Thin lines: seeds. Thick lines: their mean."
+
+
+def answer_sections(results: Sequence[StudyAnswer]) -> list[Section]:
+    """The question of a study as title, and its answer."""
+    return [Section("answer", r.question, r.sentences) for r in results]
 
 
 def quantity_sections(results: Sequence[RunQuantity]) -> list[Section]:
@@ -72,7 +82,7 @@ def summary(results: Sequence[RunQuantity]) -> Table:
     return Table(
         "After the last step, averaged over layers; of training curves over their points. "
         "Student's 95 % intervals over seeds, Welch's for the difference from the first arm of the "
-        "family.",
+        "family; each is for one comparison.",
         pd.DataFrame(rows),
         dict.fromkeys(columns, "{:.4g}"),
     )

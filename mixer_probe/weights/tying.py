@@ -125,8 +125,9 @@ class LayerTying:
 
     `source` says where the kernels are from: "weights", "data" (measured on images) or
     "construction" (the architecture has one kernel for all channels). `possible` is the most that
-    there can be: the least of channels, entries of a kernel, and hidden units (Mixer) or heads
-    (ViT). `raw` counts kernels as they are, `unit` all kernels at norm 1.
+    there can be: the least of channels, entries of a kernel, and hidden units (Mixer; of all groups
+    where groups of channels have token MLPs of their own) or heads (ViT). `raw` counts kernels as
+    they are, `unit` all kernels at norm 1.
 
     `sharing` is the sum of squared inner products of kernels in offset space over its mean under
     the null (1: as the null, larger: shared shapes), and `p_value` its one-sided p-value

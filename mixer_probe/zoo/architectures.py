@@ -1,10 +1,15 @@
-"""The zoo's three architectures, built from timm's own classes for 32x32 images, and their initial
+"""The zoo's architectures, built from timm's own classes for 32x32 images, and their initial
 weights.
 
 Mixer and ViT share patch size (2), width (128), depth (8), channel-mixing MLP (128 -> 256 -> 128),
 final norm, mean pool, linear head and initialisation; the token-mixing MLP (2 * 256 * 128 weights)
 has the size of the attention (4 * 128^2 weights). What differs between them is how positions are
-mixed.
+mixed. They have 1,062,026 (Mixer) and 1,095,818 (ViT) parameters, the ResNet has 808,010.
+
+Four more mix positions in other ways, with the Mixer's patch size, depth and width. ResMLP
+(1,063,050 parameters), gMLP (1,054,090) and gMixer (1,071,242) have, within 1 %, its number of
+parameters: ResMLP its channel MLP, gMLP and gMixer hidden layers of the widths that give it. The
+ConvMixer has 7x7 depthwise kernels, no hidden layers, and 190,602 parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +19,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from timm.models.mlp_mixer import MlpMixer
+from timm.layers.mlp import GatedMlp, GluMlp
+from timm.models.convmixer import ConvMixer
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
@@ -63,6 +70,70 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
             "maxpool": "Identity()",
         },
     },
+    "resmlp": {
+        "class": "timm.models.mlp_mixer.MlpMixer",
+        "arguments": {
+            "num_classes": 10,
+            "img_size": 32,
+            "patch_size": 2,
+            "num_blocks": 8,
+            "embed_dim": 128,
+            "mlp_ratio": 2.0,
+            "block_layer": "ResBlock",
+            "norm_layer": "Affine",
+        },
+        "replaced": {},
+    },
+    "gmlp": {
+        "class": "timm.models.mlp_mixer.MlpMixer",
+        "arguments": {
+            "num_classes": 10,
+            "img_size": 32,
+            "patch_size": 2,
+            "num_blocks": 8,
+            "embed_dim": 128,
+            # 336 hidden units, of which one half gates the other.
+            "mlp_ratio": 2.625,
+            "block_layer": "SpatialGatingBlock",
+            "mlp_layer": "GatedMlp",
+        },
+        "replaced": {},
+    },
+    "gmixer": {
+        "class": "timm.models.mlp_mixer.MlpMixer",
+        "arguments": {
+            "num_classes": 10,
+            "img_size": 32,
+            "patch_size": 2,
+            "num_blocks": 8,
+            "embed_dim": 128,
+            # 176 and 336 hidden units, of which one half gates the other.
+            "mlp_ratio": [1.375, 2.625],
+            "mlp_layer": "GluMlp",
+            "act_layer": "SiLU",
+        },
+        "replaced": {},
+    },
+    "convmixer": {
+        "class": "timm.models.convmixer.ConvMixer",
+        "arguments": {
+            "num_classes": 10,
+            "patch_size": 2,
+            "depth": 8,
+            "dim": 128,
+            "kernel_size": 7,
+        },
+        "replaced": {},
+    },
+}
+# What a name in the arguments of an `MlpMixer` stands for.
+_CLASSES: Mapping[str, type[nn.Module]] = {
+    "ResBlock": ResBlock,
+    "Affine": Affine,
+    "SpatialGatingBlock": SpatialGatingBlock,
+    "GatedMlp": GatedMlp,
+    "GluMlp": GluMlp,
+    "SiLU": nn.SiLU,
 }
 
 
@@ -139,6 +210,14 @@ def _mixer(token_groups: int = 1, **arguments: Any) -> nn.Module:
     return cast(nn.Module, model)
 
 
+def _mlp_mixer(**arguments: Any) -> nn.Module:
+    """ResMLP, gMLP or gMixer, by the names of the classes that they are built from."""
+    given: dict[str, Any] = {
+        k: _CLASSES.get(v, v) if isinstance(v, str) else v for k, v in arguments.items()
+    }
+    return cast(nn.Module, MlpMixer(**given))
+
+
 def _resnet(**arguments: Any) -> nn.Module:
     """A ResNet whose stem keeps the 32x32 resolution, as is usual for CIFAR (He et al. 2016,
     section 4.2)."""
@@ -155,6 +234,10 @@ _CONSTRUCTORS: Mapping[str, Callable[..., nn.Module]] = {
     "mixer": _mixer,
     "vit": VisionTransformer,
     "resnet": _resnet,
+    "resmlp": _mlp_mixer,
+    "gmlp": _mlp_mixer,
+    "gmixer": _mlp_mixer,
+    "convmixer": ConvMixer,
 }
 
 
@@ -163,18 +246,33 @@ def initialise(model: nn.Module, generator: Generator) -> None:
     """Re-initialise every weight with numbers of `generator`, in the order of `named_parameters`.
 
     timm's own initialisation draws in another order in every version; the untrained baseline has to
-    be the same for all.
+    be the same for all. The layer scales of ResMLP start at 0.1, as its authors (Touvron et al.
+    2021) have it for 12 blocks; timm's 1e-4 would leave an untrained network without mixing. The
+    spatial gates of gMLP start near one (Liu et al. 2021): biases of one, and weights of standard
+    deviation 0.001, again larger than timm's 1e-6.
     """
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 or name.endswith("bias"):
+        if name.endswith((".ls1", ".ls2")):
+            nn.init.constant_(parameter, 0.1)
+        elif name.endswith((".alpha", ".beta")):
+            # ResMLP's affine maps start as the identity.
+            nn.init.constant_(parameter, float(name.endswith("alpha")))
+        elif name.endswith("gate.proj.bias"):
+            nn.init.constant_(parameter, 1.0)
+        elif name.endswith("gate.proj.weight"):
+            nn.init.normal_(parameter, std=1e-3, generator=generator)
+        elif parameter.ndim == 1 or name.endswith("bias"):
             # Norm scales are the only one-dimensional weights; norm shifts and linear biases start
             # at zero.
             nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
         elif name in ("head.weight", "fc.weight", "pos_embed"):
             # Not zero, as timm's Mixer head would be: the untrained baseline needs logits.
             nn.init.normal_(parameter, std=0.02, generator=generator)
-        elif name in ("stem.proj.weight", "patch_embed.proj.weight"):
-            # LeCun normal, as in the Mixer's and the ViT's JAX code.
+        elif name in ("stem.proj.weight", "patch_embed.proj.weight", "stem.0.weight") or (
+            parameter.ndim == 4 and parameter.shape[1] == 1
+        ):
+            # LeCun normal, as in the Mixer's and the ViT's JAX code. Also depthwise kernels: the
+            # rule below would count outputs that do not read their channel.
             nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()), generator=generator)
         elif parameter.ndim == 4:
             nn.init.kaiming_normal_(

@@ -197,6 +197,7 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "ClassLens": read_early,
     "Lesions": lambda: ablated()[::2],
     "UnitImportance": lambda: ablated()[1:2],
+    "StudyAnswer": samples.answers,
     "RunQuantity": samples.quantities,
     "RunSimilarity": samples.similarities,
     "UnitHistory": samples.histories,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_probe.training import RunQuantity, RunSimilarity, UnitHistory
+from mixer_probe.training import RunQuantity, RunSimilarity, StudyAnswer, UnitHistory
 
 ARMS = ("original", "patches", "global")
 
@@ -73,6 +73,11 @@ def similarities() -> list[RunSimilarity]:
     far = np.kron(np.array([[0.9, 0.9, 0.5], [0.9, 0.9, 0.5], [0.5, 0.5, 0.9]]), np.ones((3, 3)))
     arms = tuple(arm for arm in ARMS for _ in range(3))
     return [similarity(far[..., None] + noise + noise.transpose(1, 0, 2), arms, (0, 1, 2) * 3)]
+
+
+def answers() -> list[StudyAnswer]:
+    """A question with two sentences."""
+    return [StudyAnswer("Does the order matter?", ("To a CNN it does.", "To a Mixer it does not."))]
 
 
 def histories() -> list[UnitHistory]:
