@@ -77,10 +77,6 @@ class RunQuantity(Result):
         series = values[:, -1] if len(self.layers) > 1 and len(self.steps) == 1 else values.mean(2)
         return _number("change", [series[:, -1] - series[:, 0]], [1.0])
 
-    def over_seeds(self, arm: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean over seeds and bounds of its interval, each [step, layer]."""
-        return contrast([np.moveaxis(self.values[self._index(arm)], 0, -1)], [1.0])
-
     def _index(self, arm: str) -> int:
         if arm not in self.arms:
             raise MeasureError(f"there is no arm '{arm}'; {closest(arm, self.arms)}")

@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -84,7 +84,8 @@ class Run:
         return tuple(sorted(int(file.stem) for file in files))
 
     def model(self, recipe: Recipe, step: int | None = None) -> Model:
-        """The network after the training, or after `step` steps, as `load_model` gives it. Raises
+        """The network after the training, or after `step` steps, as `load_model` gives it, whose
+        untrained baseline has the initial weights of the run. Raises
         CheckpointError for a step that was not stored, and for weights that the card does not
         describe or that are of another network than the recipe's."""
         asked = recipe.settings()
@@ -102,9 +103,17 @@ class Run:
                 raise CheckpointError(
                     f"{self.folder} has no checkpoint of step {step}; stored: {stored}"
                 )
-        network = recipe.build(len(self.card.class_names)).requires_grad_(True)
+        network = self._build(recipe)
         load_weights(network, read_checkpoint(file, sha256))
-        return load_model(
+        model = self._loaded(network, name, trained=step != 0)
+        model.make_untrained = lambda: self._loaded(self._build(recipe), name, trained=False)
+        return model
+
+    def _build(self, recipe: Recipe) -> nn.Module:
+        return recipe.build(len(self.card.class_names)).requires_grad_(True)
+
+    def _loaded(self, network: nn.Module, name: str, trained: bool) -> Model:
+        model = load_model(
             network.eval(),
             device="cpu",
             input_size=self.card.input_size,
@@ -114,14 +123,15 @@ class Run:
             class_names=self.card.class_names,
             name=name,
         )
+        model.weights = replace(model.weights, trained=trained)
+        return model
 
 
-def write_weights(model: nn.Module, file: Path, half: bool = True) -> str:
-    """Write the state dict as safetensors, floating point as float16 unless `half` is False;
-    returns the SHA-256 of the file."""
+def write_weights(model: nn.Module, file: Path) -> str:
+    """Write the state dict as safetensors, floating point as float16; returns the SHA-256 of the
+    file."""
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    if half:
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     content = to_safetensors(state, metadata={"format": "pt"})
     write_bytes(file, content)
     return hashlib.sha256(content).hexdigest()
@@ -146,4 +156,5 @@ def machine(device: torch.device) -> str:
     """The accelerator's name, or how many cores of which kind."""
     if device.type == "cuda":
         return f"one {torch.cuda.get_device_name(device)}"
-    return f"{torch.get_num_threads()} {platform.machine()} CPU cores"
+    cores = torch.get_num_threads()
+    return f"{cores} {platform.machine()} CPU core{'s' if cores > 1 else ''}"

@@ -394,17 +394,24 @@ def test_the_average_of_weights_is_what_it_says(
 
 
 def test_weights_are_stored_as_float16(tmp_path: Path) -> None:
-    go(recipe("resnet"), tmp_path, stop_after=24)
-    run = go(recipe("resnet"), tmp_path)
+    made = recipe("resnet", checkpoints=2)
+    go(made, tmp_path, stop_after=24)
+    run = go(made, tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     kinds = {value.dtype for value in stored.values()}
     assert kinds == {torch.float16, torch.int64}
-    model = run.model(recipe("resnet")).module
+    model = run.model(made).module
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(torch.equal(v.half(), stored[k]) for k, v in model.named_parameters())
+    # The untrained baseline is what the training began with.
+    untrained, before = run.model(made).untrained(), run.model(made, step=0)
+    assert not untrained.weights.trained
+    assert not before.weights.trained
+    for own, first in zip(untrained.module.parameters(), made.build(3).parameters(), strict=True):
+        assert torch.equal(own, first)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="SHA-256"):
-        run.model(recipe("resnet"))
+        run.model(made)
 
 
 @pytest.mark.parametrize("network", ["mixer", "vit", "resnet"])
