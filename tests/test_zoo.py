@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from timm.models.convmixer import ConvMixer
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 import mixer_probe as mp
 from mixer_probe import load_images, zoo
