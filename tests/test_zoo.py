@@ -339,7 +339,7 @@ def test_initial_values_of_convmixer() -> None:
         assert not norm.bias.any()
     depthwise, pointwise = model.blocks[2][0].fn[0], model.blocks[2][1]
     assert depthwise.weight.std().item() == pytest.approx(1 / 7, rel=0.02)
-    assert pointwise.weight.std().item() == pytest.approx((2 / 336) ** 0.5, rel=0.02)
+    assert pointwise.weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.02)
     assert model.stem[0].weight.std().item() == pytest.approx(12**-0.5, rel=0.05)
     assert not depthwise.bias.any()
     assert not pointwise.bias.any()

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from timm.optim._optim_factory import create_optimizer_v2
+from timm.optim._param_groups import param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -115,6 +116,13 @@ def _same_settings(before: dict[str, Any], now: dict[str, Any], folder: Path) ->
         )
 
 
+def undecayed(model: nn.Module) -> set[str]:
+    """The parameters without weight decay, next to those of one dimension: what the network says,
+    and biases, of which an untied token MLP has a row for each group of channels."""
+    said: set[str] = getattr(model, "no_weight_decay", set)()
+    return {*said, *(name for name, _ in model.named_parameters() if name.endswith("bias"))}
+
+
 class Trainer:
     """A network in training: model, average of its weights, optimizer, number of steps done, and
     the curve so far."""
@@ -155,7 +163,9 @@ class Trainer:
             self.model,
             opt=recipe.optimizer,
             lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
+            param_group_fn=lambda model: param_groups_weight_decay(
+                model, recipe.weight_decay, no_weight_decay_list=undecayed(model)
+            ),
         )
         warmup = max(1, round(recipe.warmup * self.steps))
         self.schedule = CosineLRScheduler(

@@ -339,6 +339,20 @@ def test_checkpoints_are_at_equal_ratios(tmp_path: Path) -> None:
         run.model(made, 5)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"token_groups": 4}], ids=["tied", "untied"])
+def test_weights_decay_and_biases_do_not(arguments: dict[str, Any], tmp_path: Path) -> None:
+    made = Trainer(recipe(arguments=arguments), TRAIN, TEST, tmp_path, torch.device("cpu"))
+    names = {id(value): name for name, value in made.model.named_parameters()}
+    decay = {
+        names[id(value)]: group["weight_decay"]
+        for group in made.optimizer.param_groups
+        for value in group["params"]
+    }
+    assert decay.keys() == set(names.values())
+    for name, found in decay.items():
+        assert found == (0 if "norm" in name or name.endswith("bias") else 0.05), name
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_frozen_parameters_keep_every_bit(optimizer: str, tmp_path: Path) -> None:
     """Also from weight decay."""
