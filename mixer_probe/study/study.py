@@ -98,6 +98,8 @@ class Study:
         network = self.inputs(model)
         place = len(self.results)
         with closing(network), task(f"analyses of {model.name}", len(self._asked)) as advance:
+            if self.steps is not None:
+                self._identify(network)
             if card:
                 self.results.append(describe(model))
             for room, analysis in self._asked:
@@ -303,6 +305,17 @@ class Study:
             self._reasons.add((room, result.reason))
         self.results.append(result)
 
+    def _identify(self, network: Inputs) -> None:
+        """Note what a network is, with its baseline, which both may have left memory when a step
+        asks."""
+        if network.record not in self._identities:
+            both = (
+                [network.record]
+                if network.record.family == "pixels"
+                else [x.model for x in (network, network.baseline) if x is not None]
+            )
+            self._identities[network.record] = identity(both)
+
     def _step(
         self,
         step: str,
@@ -315,14 +328,7 @@ class Study:
             return list(work())
         network, s = group[0], group[0].settings
         for i in group:
-            # With its baseline; either may have left memory when a later step asks.
-            if i.record not in self._identities:
-                both = (
-                    [i.record]
-                    if i.record.family == "pixels"
-                    else [x.model for x in (i, i.baseline) if x is not None]
-                )
-                self._identities[i.record] = identity(both)
+            self._identify(i)
         # What decides the numbers besides networks and their baselines.
         if analysis.decided_by is not None:
             found = analysis.decided_by(network)

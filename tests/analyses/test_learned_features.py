@@ -27,7 +27,7 @@ from tests.tiny import tiny_models
 SCRIPT = Path(__file__).parents[2] / "analyses" / "learned_features.py"
 QUICK = StudySettings(
     measures=("cka",),
-    analyses={"probing": (), "channels": (), "attribution": (), "mixing": ()},
+    analyses={"weights": (), "probing": (), "channels": (), "attribution": (), "mixing": ()},
     permutations=20,
     resamples=20,
     baselines=False,
