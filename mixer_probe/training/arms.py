@@ -13,7 +13,9 @@ import numpy as np
 import torch
 import torch.multiprocessing
 
+from mixer_probe.core.errors import ModelError
 from mixer_probe.core.threads import available_cores
+from mixer_probe.core.validate import checked
 from mixer_probe.parallel.ranks import ranks
 from mixer_probe.training.examples import DOWNLOAD, TrainingImages, cifar10
 from mixer_probe.training.quantities import RunQuantity
@@ -32,10 +34,12 @@ class Arm:
     folder: str
     recipe: Recipe
 
+    @checked(ModelError)
     def seeded(self, seed: int) -> Recipe:
         """The recipe with this seed."""
         return replace(self.recipe, seed=seed)
 
+    @checked(ModelError)
     def path(self, runs: Path, seed: int) -> Path:
         """The folder of the run with this seed."""
         return runs / f"{self.folder}-s{seed}"

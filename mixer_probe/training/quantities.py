@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import numpy as np
-from scipy.stats import t
 
 from mixer_probe.core.errors import MeasureError, closest
 from mixer_probe.core.finding import Number
@@ -153,9 +152,8 @@ class RunSimilarity(Result):
         count = len(left)
         if not np.isfinite(left).all():
             return Number("excess", value, n=count)
-        pseudo = count * value - (count - 1) * np.array(left)
-        half = t.ppf(0.975, count - 1) * pseudo.std(ddof=1) / np.sqrt(count)
-        return Number("excess", value, value - half, value + half, n=count)
+        # Of a mean over pairs the mean of the pseudo-values is the value itself.
+        return _number("excess", [count * value - (count - 1) * np.array(left)], [1.0])
 
     def _excess(self, a: np.ndarray, b: np.ndarray) -> float:
         own = (self._mean(a, a) + self._mean(b, b)) / 2

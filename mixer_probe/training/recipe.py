@@ -15,6 +15,7 @@ from torch import nn
 
 from mixer_probe.core.errors import ModelError, closest
 from mixer_probe.core.switches import seeded
+from mixer_probe.core.validate import checked
 from mixer_probe.images.distortions import Distortion
 from mixer_probe.models.build import build
 from mixer_probe.training.augmentation import Augmentation
@@ -24,6 +25,7 @@ OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("bfloat16", "float32")
 
 
+@checked(ModelError)
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained. The learning rate warms up linearly, then falls to zero along a
@@ -68,9 +70,6 @@ class Recipe:
             given = getattr(self, name)
             if given not in known:
                 raise ModelError(f"unknown {name} '{given}' ({closest(given, known)})")
-        for name in ("epochs", "batch_size", "curve_images"):
-            if getattr(self, name) < 1:
-                raise ModelError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("warmup", "unmixed", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ModelError(f"{name} is a fraction from 0 to 1, not {getattr(self, name)}")

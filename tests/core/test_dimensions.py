@@ -229,6 +229,7 @@ ALONE = {
     "PaperFigures",
     "Skipped",
     "SpatialKernels",
+    "StudyAnswer",
     "WeightSpectra",
 }
 # Tuples beside which nothing stands in parallel.

@@ -71,7 +71,7 @@ def test_what_cannot_be_built_is_one_sentence(
     [
         ({"optimizer": "adam"}, "unknown optimizer 'adam' (closest: adamw"),
         ({"precision": "float16"}, "unknown precision 'float16'"),
-        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"epochs": 0}, "epochs is a whole number, 1 or more, not 0"),
         ({"warmup": 5}, "warmup is a fraction from 0 to 1, not 5"),
         ({"ema_decay": -0.1}, "ema_decay is a fraction from 0 to 1, not -0.1"),
         ({"arguments": {"act_layer": nn.GELU}}, "arguments are plain data that JSON can hold"),
