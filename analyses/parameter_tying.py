@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from permutation_training import FINAL, NETWORKS, SMOKE, curves, protocol_of
@@ -32,7 +33,7 @@ from mixer_probe.core.result import Result
 from mixer_probe.models import Model
 from mixer_probe.report import publish
 from mixer_probe.training import Arm, RunQuantity, StudyAnswer
-from mixer_probe.training.arms import gather, study_images, study_parser, train_arms
+from mixer_probe.training.arms import gather, stored_results, study_images, study_parser, train_arms
 from mixer_probe.training.features import block_representations, probe_accuracy
 from mixer_probe.training.findings import change, shown, significant
 from mixer_probe.training.runs import Run
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    return study_parser("parameter_tying", __doc__).parse_args()
+    return study_parser(Path(__file__), __doc__).parse_args()
 
 
 def arms(smoke: bool) -> list[Arm]:
@@ -87,8 +88,8 @@ def arms(smoke: bool) -> list[Arm]:
 
 def study(options: argparse.Namespace) -> list[Result]:
     """All results: those that are stored, or those of runs that are trained where they are not."""
-    if options.data is None and not options.smoke:
-        return list(mp.load_results(options.results))
+    if (stored := stored_results(options)) is not None:
+        return stored
     runs, own = options.out / "runs", arms(options.smoke)
     images, test = study_images(options.data, options.out)
     train_arms(

@@ -42,7 +42,14 @@ from mixer_probe.training import (
     RunSimilarity,
     StudyAnswer,
 )
-from mixer_probe.training.arms import gather, protocol, study_images, study_parser, train_arms
+from mixer_probe.training.arms import (
+    gather,
+    protocol,
+    stored_results,
+    study_images,
+    study_parser,
+    train_arms,
+)
 from mixer_probe.training.features import (
     UNIT_QUANTITIES,
     block_representations,
@@ -93,7 +100,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    return study_parser("permutation_training", __doc__).parse_args()
+    return study_parser(Path(__file__), __doc__).parse_args()
 
 
 def protocol_of(smoke: bool) -> Recipe:
@@ -122,8 +129,8 @@ def arms(smoke: bool) -> dict[str, list[Arm]]:
 
 def study(options: argparse.Namespace) -> list[Result]:
     """All results: those that are stored, or those of runs that are trained where they are not."""
-    if options.data is None and not options.smoke:
-        return list(mp.load_results(options.results))
+    if (stored := stored_results(options)) is not None:
+        return stored
     runs = options.out / "runs"
     families = arms(options.smoke)
     images, test = study_images(options.data, options.out)

@@ -29,7 +29,7 @@ from mixer_probe.core.files import write_bytes
 from mixer_probe.core.result import Result
 from mixer_probe.report import publish
 from mixer_probe.training import Arm, RunQuantity, StudyAnswer, UnitHistory
-from mixer_probe.training.arms import gather, study_images, study_parser, train_arms
+from mixer_probe.training.arms import gather, stored_results, study_images, study_parser, train_arms
 from mixer_probe.training.features import (
     UNIT_QUANTITIES,
     block_representations,
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = study_parser("training_dynamics", __doc__)
+    parser = study_parser(Path(__file__), __doc__)
     parser.add_argument("--runs", type=Path, help="folder of the runs (OUT/runs)")
     options = parser.parse_args()
     options.runs = options.runs or options.out / "runs"
@@ -73,8 +73,8 @@ def _options() -> argparse.Namespace:
 
 def study(options: argparse.Namespace) -> list[Result]:
     """All results: those that are stored, or those of runs that are trained where they are not."""
-    if options.data is None and not options.smoke:
-        return list(mp.load_results(options.results))
+    if (stored := stored_results(options)) is not None:
+        return stored
     originals = [own[0] for own in arms(options.smoke).values()]
     images, test = study_images(options.data, options.out)
     train_arms(

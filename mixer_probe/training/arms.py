@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import torch.multiprocessing
 
-from mixer_probe.core.errors import ModelError
+from mixer_probe.core.errors import ModelError, StoreError
+from mixer_probe.core.result import Result, load_results
 from mixer_probe.core.threads import available_cores
 from mixer_probe.core.validate import checked
 from mixer_probe.parallel.ranks import ranks
@@ -153,16 +154,17 @@ def protocol(recipe: Recipe, run: Run) -> str:
 # -- options of scripts ----------------------------------------------------------------------------
 
 
-def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The options of every study of training."""
+def study_parser(script: Path, description: str | None) -> argparse.ArgumentParser:
+    """The options of every study of training, with its results stored beside the `script`."""
+    name = script.stem
     parser = argparse.ArgumentParser(
         prog=f"{name}.py",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    stored = Path("analyses") / "results" / f"{name}.json"
+    stored = script.parent / "results" / f"{name}.json"
     parser.add_argument("--data", help=f"folder with train/<class>/, test/<class>/; {DOWNLOAD}")
-    parser.add_argument("--results", type=Path, default=stored, help=f"stored results ({stored})")
+    parser.add_argument("--results", type=Path, default=stored, help="stored results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument("--compile", action="store_true", help="train through torch.compile")
@@ -176,6 +178,19 @@ def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         "--smoke", action="store_true", help="tiny networks and few bundled images: does it run?"
     )
     return parser
+
+
+def stored_results(options: argparse.Namespace) -> list[Result] | None:
+    """The results that a study has stored, or None where the options ask for its own. Raises
+    StoreError, with what to do, where there are none."""
+    if options.data is not None or options.smoke:
+        return None
+    if not options.results.exists():
+        raise StoreError(
+            f"no stored results in {options.results}: give --data, a folder with the images of "
+            "CIFAR-10, to train the networks"
+        )
+    return list(load_results(options.results))
 
 
 def study_images(
