@@ -45,8 +45,8 @@ from mixer_probe.training.runs import Run
 QUESTION = "When does each network learn what, and which blocks settle first?"
 TITLE = "Features during training: Mixer, ViT and CNN"
 PROBE, CKA = "linear probe accuracy", "CKA to the final network"
-SETTLED = "log2 of the step at half of the CKA to the final network"
-READ = "log2 of the step at half of the linear probe accuracy"
+SETTLED = "step at half of the CKA to the final network"
+READ = "step at half of the linear probe accuracy"
 
 
 def main() -> None:
@@ -144,7 +144,7 @@ def dynamics(arm: Arm, options: argparse.Namespace) -> list[Result]:
     for name, of in ((SETTLED, CKA), (READ, PROBE)):
         halves = {key: half_rise(steps, values.T)[None] for key, values in found[of].items()}
         results.append(
-            gather([arm], options.seeds, halves, options.runs, name, "", n, steps[-1:], layers)
+            gather([arm], options.seeds, halves, options.runs, name, "log2", n, steps[-1:], layers)
         )
     if mixes:
         results.append(history(arm, options))

@@ -55,7 +55,7 @@ def _one_arm(r: RunQuantity) -> str:
     verdict = "a" if significant(change) else "no significant"
     return (
         f"{name}: {r.quantity}{over}: {shown(r, ends[0])} {where[0]} and {shown(r, ends[1])} "
-        f"{where[1]}, {verdict} change of {shown(r, change, sign=True)} ({n})."
+        f"{where[1]}, {verdict} change {shown(r, change, sign=True)} ({n})."
     )
 
 
@@ -74,9 +74,10 @@ def _between_families(results: Sequence[RunQuantity]) -> list[str]:
                 d = difference_of_differences(a, b, arm)
                 if significant(d):
                     names = FAMILIES.get(a.family, a.family), FAMILIES.get(b.family, b.family)
+                    more = shown(a, d, sign=True).removeprefix("of ").removeprefix("by ")
                     found.append(
-                        f"From {a.arms[0]} to {arm}, {a.quantity} changes by "
-                        f"{shown(a, d, sign=True)} more in the {names[1]} than in the {names[0]}."
+                        f"From {a.arms[0]} to {arm}, {a.quantity} changes by {more} more in the "
+                        f"{names[1]} than in the {names[0]}."
                     )
     return found
 
@@ -111,20 +112,23 @@ def significant(n: Number) -> bool:
 
 def change(r: RunQuantity, n: Number) -> str:
     """The difference of an arm with its interval, and whether it is significant."""
-    if not np.isfinite(n.low):
-        return f"a difference of {shown(r, n, sign=True)}"
-    word = "a" if significant(n) else "no significant"
-    return f"{word} difference of {shown(r, n, sign=True)}"
+    word = "a" if significant(n) or not np.isfinite(n.low) else "no significant"
+    return f"{word} difference {shown(r, n, sign=True)}"
 
 
 def shown(r: RunQuantity, n: Number, sign: bool = False) -> str:
-    """A number in the unit of the quantity, with its interval where it has one; with `sign` a
-    difference."""
+    """A number in the unit of the quantity, with its interval where it has one; with `sign` what a
+    difference is: "of" so much, or "by a factor of" so much."""
+    if r.unit == "log2":
+        low, high = 2**n.low, 2**n.high
+        text = f"by a factor of {2**n.value:.2f}" if sign else f"{2**n.value:,.0f}"
+        bounds = f" [{low:.2f}, {high:.2f}]" if sign else f" [{low:,.0f}, {high:,.0f}]"
+        return text + (bounds if np.isfinite(n.low) else "")
     scale, digits, unit = (100, 1, " %") if r.unit == "%" else (1, 3, f" {r.unit}".rstrip())
     mark = "+" if sign else ""
     if sign and r.unit == "%":
         unit = " points"
-    text = f"{scale * n.value:{mark}.{digits}f}{unit}"
+    text = f"{'of ' if sign else ''}{scale * n.value:{mark}.{digits}f}{unit}"
     if not np.isfinite(n.low):
         return text
     return f"{text} [{scale * n.low:{mark}.{digits}f}, {scale * n.high:{mark}.{digits}f}]"

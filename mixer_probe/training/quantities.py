@@ -24,7 +24,8 @@ class RunQuantity(Result):
     The first arm is the reference. `steps` [step] are those of the checkpoints; a quantity of the
     finished networks has one. `layers` and their relative `depths` [layer]; a quantity of the whole
     network has one. `unit` is that of the values: "%" for fractions, which are shown as
-    percentages; `n` what each value was measured on, in words, such as "1,000 test images".
+    percentages, and "log2" for logarithms, which are shown as what they are of; `n` what each value
+    was measured on, in words, such as "1,000 test images".
     `protocol` says how the runs were trained, and `machine` where.
 
     Intervals are Student's over seeds, those of differences Welch's (`contrast`)."""

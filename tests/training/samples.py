@@ -62,7 +62,7 @@ def quantities() -> list[RunQuantity]:
         ),
         quantity(layers, quantity="mean frequency of token-mixing units", unit="cycles/token"),
         quantity(maps, quantity="linear probe accuracy"),
-        quantity(10 * layers[:1], quantity="log2 of the step at half of the way", unit=""),
+        quantity(10 * layers[:1], quantity="step at half of the way", unit="log2"),
     ]
 
 
