@@ -40,28 +40,28 @@ def run_depths(results: Sequence[RunQuantity]) -> Figure:
 
 @styled
 def run_maps(results: Sequence[RunQuantity]) -> Figure:
-    """A quantity by training step and layer, averaged over seeds: a row per family, a column per
-    arm, with one colour scale."""
+    """A quantity by training step and layer, averaged over seeds, with one colour scale: a row per
+    family and a column per arm, of one arm a column per family."""
+    maps = [(r, arm, r.values[i].mean(0)) for r in results for i, arm in enumerate(r.arms)]
     columns = max(len(r.arms) for r in results)
-    figure = Figure(figsize=(1.2 + 3.6 * columns, 0.6 + 2.1 * len(results)))
-    grid = figure.subplots(len(results), columns, squeeze=False)
+    columns = len(results) if columns == 1 else columns
+    figure = Figure(figsize=(1.2 + 3.2 * columns, 0.6 + 2.1 * -(-len(maps) // columns)))
+    grid = figure.subplots(-(-len(maps) // columns), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_visible(False)
     scale = 100 if results[0].unit == "%" else 1
-    means = [[scale * r.values[i].mean(0) for i in range(len(r.arms))] for r in results]
-    finite = np.concatenate([m[np.isfinite(m)] for row in means for m in row])
-    low, high = float(finite.min()), float(finite.max())
-    for row, r, arrays in zip(grid, results, means, strict=True):
-        for axes in row:
-            axes.set_visible(False)
-        for axes, arm, values in zip(row, r.arms, arrays, strict=False):
-            axes.set_visible(True)
-            image = axes.imshow(
-                values.T, aspect="auto", cmap=SEQUENTIAL, vmin=low, vmax=high, origin="lower"
-            )
-            ticks = np.unique(np.linspace(0, len(r.steps) - 1, 5).round().astype(int))
-            axes.set_xticks(ticks, [f"{r.steps[i]:,}" for i in ticks])
-            axes.set_yticks(range(len(r.layers)), r.layers)
-            name = FAMILIES.get(r.family, r.family)
-            axes.set(title=name if len(r.arms) == 1 else f"{name}, {arm}", xlabel="training step")
+    finite = scale * np.concatenate([values[np.isfinite(values)] for _, _, values in maps])
+    bounds = {"vmin": float(finite.min()), "vmax": float(finite.max())}
+    for axes, (r, arm, values) in zip(grid.flat, maps, strict=False):
+        axes.set_visible(True)
+        image = axes.imshow(
+            scale * values.T, aspect="auto", cmap=SEQUENTIAL, origin="lower", **bounds
+        )
+        ticks = np.unique(np.linspace(0, len(r.steps) - 1, 5).round().astype(int))
+        axes.set_xticks(ticks, [f"{r.steps[i]:,}" for i in ticks])
+        axes.set_yticks(range(len(r.layers)), r.layers)
+        name = FAMILIES.get(r.family, r.family)
+        axes.set(title=name if len(r.arms) == 1 else f"{name}, {arm}", xlabel="training step")
     figure.colorbar(
         image, ax=grid, shrink=0.8, label=_label(results[0]) + (" in %" if scale == 100 else "")
     )
