@@ -94,8 +94,8 @@ def similarity_sentences(r: RunSimilarity) -> list[str]:
         if np.isfinite(excess.low):
             less = "significantly different" if significant(excess) else "not distinguishable"
             text += (
-                f", {less} from two seeds of one arm (difference {excess.value:+.3f} "
-                f"[{excess.low:+.3f}, {excess.high:+.3f}])"
+                f", {less} from two seeds of one arm ({excess.value:+.3f} [{excess.low:+.3f}, "
+                f"{excess.high:+.3f}] from the mean within both arms)"
             )
         parts.append(text)
     return [f"{name}: {r.measure}, averaged over {len(r.layers)} layers: {join(parts)} ({r.n})."]
