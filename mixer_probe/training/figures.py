@@ -70,7 +70,7 @@ def run_maps(results: Sequence[RunQuantity]) -> Figure:
 
 @styled
 def similarity_curves(results: Sequence[RunSimilarity]) -> Figure:
-    """Similarity by relative depth, a panel per family: between seeds of the reference arm (grey),
+    """Similarity by relative depth, a panel per family: between seeds of the reference arm,
     and between it and every other arm; thin lines are single pairs."""
     figure = Figure(figsize=(1 + 3.0 * len(results), 3.2))
     grid = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
