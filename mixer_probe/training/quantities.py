@@ -179,7 +179,7 @@ class StudyAnswer(Result):
     """What a study answers: its `question` and the `sentences` computed from its numbers."""
 
     title: ClassVar[str] = "Answer"
-    frame: ClassVar[Frame] = Frame("sentence", "question sentence=sentences")
+    frame: ClassVar[Frame] = Frame("sentence", "question index=sentence sentence=sentences")
 
     question: str
     sentences: Annotated[tuple[str, ...], "sentence"]

@@ -22,7 +22,7 @@ from mixer_probe.weights import Anatomy, anatomy, mixing_of
 from tests.networks import CASES, as_model
 
 UNITS = {
-    "across": r"AvgPool|MaxPool|AdaptivePool",
+    "across": r"AvgPool|MaxPool|AdaptivePool|UntiedMlp",
     "both": (
         r"Attention|Attn|SEModule|SqueezeExcite|GlobalResponseNorm|GroupNorm|PatchMerging"
         r"|ParallelScalingBlock"
