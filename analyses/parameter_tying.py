@@ -12,7 +12,7 @@ each. Measured are the accuracy, how many shared kernels explain the spatial ker
 channels, the ranks of the token-mixing matrices, and from how far a block reads.
 
 Without --data the report is written from the results in analyses/results. With --data CIFAR10, a
-folder with train/<class>/ and test/<class>/, the networks are trained first (15 runs; 40 minutes on
+folder with train/<class>/ and test/<class>/, the networks are trained first (15 runs; one hour on
 two cores), in OUT/runs; the same command goes on where it was stopped. Features are measured on the
 bundled CIFAR-10 images.
 """

@@ -12,7 +12,7 @@ three, with three seeds: training curves, final accuracy, and features: the toke
 Mixer after its patches are put back in order, CKA between runs, and linear probes.
 
 Without --data the report is written from the results in analyses/results. With --data CIFAR10, a
-folder with train/<class>/ and test/<class>/, the networks are trained first (27 runs; 90 minutes on
+folder with train/<class>/ and test/<class>/, the networks are trained first (27 runs; two hours on
 two cores), in OUT/runs; the same command goes on where it was stopped. Features are measured on the
 bundled CIFAR-10 images.
 """
