@@ -33,7 +33,7 @@ from mixer_probe.core.result import Result
 from mixer_probe.models import Model
 from mixer_probe.report import publish
 from mixer_probe.training import Arm, RunQuantity, StudyAnswer
-from mixer_probe.training.arms import gather, stored_results, study_images, study_parser, train_arms
+from mixer_probe.training.arms import gather, stored_results, study_parser, train_study
 from mixer_probe.training.features import block_representations, probe_accuracy
 from mixer_probe.training.findings import change, shown, significant
 from mixer_probe.training.runs import Run
@@ -91,17 +91,7 @@ def study(options: argparse.Namespace) -> list[Result]:
     if (stored := stored_results(options)) is not None:
         return stored
     runs, own = options.out / "runs", arms(options.smoke)
-    images, test = study_images(options.data, options.out)
-    train_arms(
-        own,
-        options.seeds,
-        images,
-        test,
-        runs,
-        device=options.device,
-        compile=options.compile,
-        workers=options.workers,
-    )
+    train_study(own, options, runs)
     few = 200 if options.smoke else None
     fit, seen = (mp.load_images("demo", split=split, limit=few) for split in ("train", "test"))
     found: dict[str, dict[tuple[str, int], np.ndarray]] = {name: {} for name in ABOUT}

@@ -46,9 +46,8 @@ from mixer_probe.training.arms import (
     gather,
     protocol,
     stored_results,
-    study_images,
     study_parser,
-    train_arms,
+    train_study,
 )
 from mixer_probe.training.features import (
     UNIT_QUANTITIES,
@@ -133,18 +132,8 @@ def study(options: argparse.Namespace) -> list[Result]:
         return stored
     runs = options.out / "runs"
     families = arms(options.smoke)
-    images, test = study_images(options.data, options.out)
     everything = [arm for own in families.values() for arm in own]
-    train_arms(
-        everything,
-        options.seeds,
-        images,
-        test,
-        runs,
-        device=options.device,
-        compile=options.compile,
-        workers=options.workers,
-    )
+    train_study(everything, options, runs)
     results: list[Result] = []
     for own in families.values():
         results += curves(own, options.seeds, runs)

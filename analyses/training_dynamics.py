@@ -29,7 +29,7 @@ from mixer_probe.core.files import write_bytes
 from mixer_probe.core.result import Result
 from mixer_probe.report import publish
 from mixer_probe.training import Arm, RunQuantity, StudyAnswer, UnitHistory
-from mixer_probe.training.arms import gather, stored_results, study_images, study_parser, train_arms
+from mixer_probe.training.arms import gather, stored_results, study_parser, train_study
 from mixer_probe.training.features import (
     UNIT_QUANTITIES,
     block_representations,
@@ -76,17 +76,7 @@ def study(options: argparse.Namespace) -> list[Result]:
     if (stored := stored_results(options)) is not None:
         return stored
     originals = [own[0] for own in arms(options.smoke).values()]
-    images, test = study_images(options.data, options.out)
-    train_arms(
-        originals,
-        options.seeds,
-        images,
-        test,
-        options.runs,
-        device=options.device,
-        compile=options.compile,
-        workers=options.workers,
-    )
+    train_study(originals, options, options.runs)
     results = [result for arm in originals for result in dynamics(arm, options)]
     return [answer(results), *results]
 

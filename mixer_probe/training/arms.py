@@ -63,11 +63,15 @@ def train_arms(
     accelerator and under torchrun.
 
     Raises what `train` raises, once the other runs under way are finished."""
-    todo = [(arm, seed) for seed in seeds for arm in arms if not _done(arm.path(runs, seed))]
-    if not workers or ranks().world > 1 or len(todo) < 2:
-        for arm, seed in todo:
-            folder = arm.path(runs, seed)
-            train(arm.seeded(seed), images, test, folder, device=device, compile=compile, say=say)
+    every = [(arm, seed) for seed in seeds for arm in arms]
+    parallel = workers > 0 and ranks().world == 1
+    # A finished run is read back, and refused if it is of another recipe.
+    here = [(arm, s) for arm, s in every if not parallel or Run.find(arm.path(runs, s))]
+    for arm, seed in here:
+        folder = arm.path(runs, seed)
+        train(arm.seeded(seed), images, test, folder, device=device, compile=compile, say=say)
+    todo = [one for one in every if one not in here]
+    if not todo:
         return
     for part in (images.pixels, images.labels, test.pixels, test.labels):
         part.share_memory_()  # type: ignore[no-untyped-call]
@@ -82,10 +86,6 @@ def train_arms(
         ]
         for job in jobs:
             job.result()
-
-
-def _done(folder: Path) -> bool:
-    return Run.find(folder) is not None
 
 
 def _train_one(
@@ -200,3 +200,10 @@ def study_images(
     `data` at most `limit` bundled images each."""
     train, test = (cifar10(data, split, out, limit) for split in ("train", "test"))
     return train, test
+
+
+def train_study(arms: Sequence[Arm], options: argparse.Namespace, runs: Path) -> None:
+    """`train_arms` as the options of `study_parser` say. Raises as `study_images` does too."""
+    images, test = study_images(options.data, options.out)
+    how = {name: getattr(options, name) for name in ("device", "compile", "workers")}
+    train_arms(arms, options.seeds, images, test, runs, **how)

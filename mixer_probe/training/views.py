@@ -8,6 +8,7 @@ from functools import partial
 import pandas as pd
 
 from mixer_probe.core.section import Picture, Section, Table, table_of
+from mixer_probe.core.text import slug
 from mixer_probe.training.figures import (
     run_curves,
     run_depths,
@@ -46,10 +47,10 @@ def _section(results: Sequence[RunQuantity]) -> Section:
         f"{name[0].upper()}{name[1:]} of training runs, {results[0].n} each.",
         "Colours are means over seeds." if draw is run_maps else _LINES,
         f"{name} by arm of the study",
-        name=f"runs-{anchor(name)}",
+        name=f"runs-{slug(name.lower())}",
     )
     return Section(
-        f"runs-{anchor(name)}",
+        f"runs-{slug(name.lower())}",
         f"{name[0].upper()}{name[1:]}",
         tuple(quantity_sentences(results)),
         (picture, summary(results), protocol(results)),
@@ -106,13 +107,13 @@ def similarity_sections(results: Sequence[RunSimilarity]) -> list[Section]:
             f"{name} of the same layer in pairs of runs, {own[0].n}.",
             "Thick lines: mean over pairs. Thin lines: single pairs.",
             f"{name} within and between arms",
-            name=f"runs-{anchor(name)}",
+            name=f"runs-{slug(name.lower())}",
         )
         table = Table(f"{name} of every pair of runs.", table_of(own), {"value": "{:.3f}"}, True)
         sentences = tuple(s for r in own for s in similarity_sentences(r))
         sections.append(
             Section(
-                f"runs-{anchor(name)}",
+                f"runs-{slug(name.lower())}",
                 f"{name} between training runs",
                 sentences,
                 (picture, table, protocol(own)),
@@ -135,8 +136,3 @@ def history_sections(results: Sequence[UnitHistory]) -> list[Section]:
         for r in results
     )
     return [Section("unit-history", UnitHistory.title, content=pictures)]
-
-
-def anchor(name: str) -> str:
-    """A quantity as the name of a file or an anchor."""
-    return "-".join(name.lower().replace(",", "").split())

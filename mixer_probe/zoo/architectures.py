@@ -26,16 +26,20 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
+# What the networks of timm's class MlpMixer share.
+_MLP_MIXER: Mapping[str, Any] = {
+    "num_classes": 10,
+    "img_size": 32,
+    "patch_size": 2,
+    "num_blocks": 8,
+    "embed_dim": 128,
+}
 # timm's class, its keyword arguments, and what is replaced afterwards.
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "mixer": {
         "class": "timm.models.mlp_mixer.MlpMixer",
         "arguments": {
-            "num_classes": 10,
-            "img_size": 32,
-            "patch_size": 2,
-            "num_blocks": 8,
-            "embed_dim": 128,
+            **_MLP_MIXER,
             "mlp_ratio": [1.0, 2.0],
         },
         "replaced": {},
@@ -73,11 +77,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "resmlp": {
         "class": "timm.models.mlp_mixer.MlpMixer",
         "arguments": {
-            "num_classes": 10,
-            "img_size": 32,
-            "patch_size": 2,
-            "num_blocks": 8,
-            "embed_dim": 128,
+            **_MLP_MIXER,
             "mlp_ratio": 2.0,
             "block_layer": "ResBlock",
             "norm_layer": "Affine",
@@ -87,11 +87,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "gmlp": {
         "class": "timm.models.mlp_mixer.MlpMixer",
         "arguments": {
-            "num_classes": 10,
-            "img_size": 32,
-            "patch_size": 2,
-            "num_blocks": 8,
-            "embed_dim": 128,
+            **_MLP_MIXER,
             # 336 hidden units, of which one half gates the other.
             "mlp_ratio": 2.625,
             "block_layer": "SpatialGatingBlock",
@@ -102,11 +98,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "gmixer": {
         "class": "timm.models.mlp_mixer.MlpMixer",
         "arguments": {
-            "num_classes": 10,
-            "img_size": 32,
-            "patch_size": 2,
-            "num_blocks": 8,
-            "embed_dim": 128,
+            **_MLP_MIXER,
             # 176 and 336 hidden units, of which one half gates the other.
             "mlp_ratio": [1.375, 2.625],
             "mlp_layer": "GluMlp",
