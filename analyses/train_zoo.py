@@ -28,6 +28,14 @@ from mixer_probe.training.arms import study_images
 from mixer_probe.training.examples import DOWNLOAD
 from mixer_probe.zoo.cards import CHECKPOINTS
 
+# A short training on few processor cores, for one network of each further form of token mixing.
+SHORT = Recipe(
+    epochs=5,
+    batch_size=128,
+    ema_decay=0.998,
+    stored="bfloat16",
+    augmentation=Augmentation(trivial=0.0, erase=0.0, mix=0.0),
+)
 RECIPES = {
     "mixer": Recipe("mixer"),
     "vit": Recipe("vit", epochs=115),
@@ -40,6 +48,10 @@ RECIPES = {
         gradient_norm=5.0,
         augmentation=Augmentation(trivial=0.5, erase=0.25, mix=0.3, mixup_alpha=0.2),
     ),
+    **{
+        family: replace(SHORT, network=family)
+        for family in ("resmlp", "gmlp", "gmixer", "convmixer")
+    },
 }
 SMOKE, SMOKE_IMAGES = {"epochs": 1, "batch_size": 30}, 60
 

@@ -332,6 +332,22 @@ def test_initial_values_of_gmlp() -> None:
         assert std == pytest.approx((2 / (128 + 336)) ** 0.5, rel=0.02)
 
 
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_gradients_of_images_with_an_empty_patch_are_of_ordinary_size(family: str) -> None:
+    """Shifts leave pixels of zero at the border. Norms of a token that is zero in every block would
+    multiply gradients by 1000 each."""
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def norm(x: torch.Tensor) -> float:
+        model = construct(family, 0)
+        model(x).square().mean().backward()
+        return float(nn.utils.get_total_norm([p.grad for p in model.parameters()]))
+
+    whole = norm(images)
+    images[..., :4] = 0
+    assert norm(images) < 100 * whole
+
+
 def test_initial_values_of_convmixer() -> None:
     model = construct("convmixer", 0)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):

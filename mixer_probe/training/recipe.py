@@ -22,6 +22,8 @@ from mixer_probe.zoo.architectures import ARCHITECTURES, construct
 
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("bfloat16", "float32")
+# Of stored weights: 11 and 8 significant bits; files of the second compress better.
+STORED = ("float16", "bfloat16")
 
 
 @checked(ModelError)
@@ -40,7 +42,7 @@ class Recipe:
     that of the average of weights and BatchNorm statistics, which is tested and stored (0: the
     weights themselves); checkpoints: how many checkpoints, at steps with equal ratios, next to the
     untrained and the final network; curve_images: test images of the training curve (the final
-    accuracy is of all)."""
+    accuracy is of all); stored: the type of stored weights."""
 
     network: str = "mixer"
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -60,12 +62,14 @@ class Recipe:
     precision: str = "bfloat16"
     checkpoints: int = 0
     curve_images: int = 1000
+    stored: str = "float16"
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", dict(self.arguments))
         object.__setattr__(self, "frozen", tuple(self.frozen))
-        for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+        choices = {"optimizer": OPTIMIZERS, "precision": PRECISIONS, "stored": STORED}
+        for name, known in choices.items():
             given = getattr(self, name)
             if given not in known:
                 raise ModelError(f"unknown {name} '{given}' ({closest(given, known)})")

@@ -127,11 +127,12 @@ class Run:
         return model
 
 
-def write_weights(model: nn.Module, file: Path) -> str:
-    """Write the state dict as safetensors, floating point as float16; returns the SHA-256 of the
-    file."""
+def write_weights(model: nn.Module, file: Path, stored: str) -> str:
+    """Write the state dict as safetensors, floating point in the type `stored`; returns the SHA-256
+    of the file."""
+    dtype: torch.dtype = getattr(torch, stored)
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     content = to_safetensors(state, metadata={"format": "pt"})
     write_bytes(file, content)
     return hashlib.sha256(content).hexdigest()

@@ -241,18 +241,21 @@ class Trainer:
         self.save(settings)
 
     def _read(self, losses: list[Tensor]) -> None:
-        """Note the losses of the last steps, means over all processes. Raises TrainingError, in
-        each of them, for one that is not finite."""
+        """Note the losses of the last steps, [loss, norm of the gradient] each, means over all
+        processes. Raises TrainingError, in each of them, for one that is not finite: the weights do
+        not change where the norm is infinite."""
         found = torch.stack(losses)
         if self.here.world > 1:
             dist.all_reduce(found)
             found /= self.here.world
-        values = found.tolist()
-        for i, loss in enumerate(values):
-            if not math.isfinite(loss):
-                step = self.step - len(values) + i + 1
-                raise self._diverged(f"the loss of {self.folder.name} is {loss} at step {step}")
-        self.losses += values
+        for i, values in enumerate(found.tolist()):
+            for what, value in zip(("loss", "norm of the gradient"), values, strict=True):
+                if not math.isfinite(value):
+                    step = self.step - len(found) + i + 1
+                    raise self._diverged(
+                        f"the {what} of {self.folder.name} is {value} at step {step}"
+                    )
+            self.losses.append(values[0])
 
     def _diverged(self, what: str) -> TrainingError:
         kept = f"the state of step {self.kept} is kept" if self.kept >= 0 else "no state was kept"
@@ -262,7 +265,8 @@ class Trainer:
         )
 
     def _one_step(self) -> Tensor:
-        """One update of the weights and of their average; returns the loss, on the device."""
+        """One update of the weights and of their average; returns loss and norm of the gradient, on
+        the device."""
         self.schedule.step_update(self.step)
         pixels, targets = self._batch()
         # Every process drops other units; the first those of a single one.
@@ -271,12 +275,12 @@ class Trainer:
         smoothing = self.recipe.label_smoothing
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         self.average.update(self.model, step=self.step)
-        return loss.detach()
+        return torch.stack([loss.detach(), norm])
 
     @torch.no_grad()
     def _batch(self) -> tuple[Tensor, Tensor]:
@@ -351,7 +355,8 @@ class Trainer:
         accuracy = self.accuracy(self.few)
         self.curve.append(CurvePoint(self.step, loss, accuracy))
         if self.step in self.marks:
-            write_weights(self.tested, self.folder / "checkpoints" / f"{self.step}.safetensors")
+            file = self.folder / "checkpoints" / f"{self.step}.safetensors"
+            write_weights(self.tested, file, self.recipe.stored)
         if speed:
             epoch = self.step / self.steps_per_epoch
             say(
@@ -409,9 +414,9 @@ class Trainer:
         return run
 
     def _write(self, settings: dict[str, Any], command: str) -> None:
-        """Write the weights as float16, read them back and test those; the card last."""
+        """Write the weights, read them back and test those; the card last."""
         file = self.folder / "model.safetensors"
-        sha256 = write_weights(self.tested, file)
+        sha256 = write_weights(self.tested, file, self.recipe.stored)
         stored = self.recipe.build(len(self.images.class_names))
         norm = initial_norm(stored)
         load_weights(stored, read_checkpoint(file, sha256))

@@ -241,8 +241,11 @@ def initialise(model: nn.Module, generator: Generator) -> None:
     be the same for all. The layer scales of ResMLP start at 0.1, as its authors (Touvron et al.
     2021) have it for 12 blocks; timm's 1e-4 would leave an untrained network without mixing. The
     spatial gates of gMLP start near one (Liu et al. 2021): biases of one, and weights of standard
-    deviation 0.001, again larger than timm's 1e-6.
+    deviation 0.001, again larger than timm's 1e-6. The stem of gMLP has random biases: an untrained
+    block gives zero for a token of zero, such as a padded patch, and every norm would multiply the
+    gradient of such a token by 1000.
     """
+    gated = any(isinstance(module, SpatialGatingBlock) for module in model.modules())
     for name, parameter in model.named_parameters():
         if name.endswith((".ls1", ".ls2")):
             nn.init.constant_(parameter, 0.1)
@@ -253,6 +256,8 @@ def initialise(model: nn.Module, generator: Generator) -> None:
             nn.init.constant_(parameter, 1.0)
         elif name.endswith("gate.proj.weight"):
             nn.init.normal_(parameter, std=1e-3, generator=generator)
+        elif gated and name == "stem.proj.bias":
+            nn.init.normal_(parameter, std=0.02, generator=generator)
         elif parameter.ndim == 1 or name.endswith("bias"):
             # Norm scales are the only one-dimensional weights; norm shifts and linear biases start
             # at zero.

@@ -71,8 +71,8 @@ def alike(a: Any, b: Any) -> bool:
 def after_each(
     monkeypatch: pytest.MonkeyPatch, see: Callable[[Trainer, Tensor], Tensor | None]
 ) -> None:
-    """Call `see` with the trainer and the loss after every step; what it returns replaces the
-    loss."""
+    """Call `see` with the trainer and [loss, norm of the gradient] after every step; what it
+    returns replaces them."""
     step = Trainer._one_step
 
     def watched(self: Trainer) -> Tensor:
@@ -248,20 +248,24 @@ def test_networks_that_do_not_suit_the_images_are_one_sentence(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("between", [1, 3, 50])
-def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_last_good_state(
-    between: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["loss", "norm of the gradient"])
+def test_what_is_not_a_number_stops_with_the_step_and_keeps_the_last_good_state(
+    what: str, between: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = go(recipe(), tmp_path / "whole")
     go(recipe(), tmp_path / "run", stop_after=6)
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "STEPS_BETWEEN_READINGS", between)
         patched.setattr(trainer, "SECONDS_BETWEEN_STATES", -1.0)
-        after_each(patched, lambda t, loss: loss * math.nan if t.step >= 11 else None)
+        bad = torch.tensor([math.nan, 1.0] if what == "loss" else [1.0, math.nan])
+        after_each(patched, lambda t, found: found * bad if t.step >= 11 else None)
         with pytest.raises(TrainingError) as error:
             go(recipe(), tmp_path / "run")
     # A state is kept after every reading: after so many steps, and at the end of epochs.
     kept = {1: 10, 3: 8, 50: 8}[between]
-    assert f"the loss of run is nan at step 11 of 24; the state of step {kept}" in str(error.value)
+    assert f"the {what} of run is nan at step 11 of 24; the state of step {kept}" in str(
+        error.value
+    )
     assert "lower learning rate" in str(error.value)
     assert state(tmp_path / "run")["step"] == kept
     assert go(recipe(), tmp_path / "run").card.sha256 == whole.card.sha256
@@ -301,7 +305,7 @@ def test_the_curve_has_the_mean_loss_since_the_point_before(
 ) -> None:
     monkeypatch.setattr(trainer, "STEPS_BETWEEN_READINGS", 3)
     losses: list[float] = []
-    after_each(monkeypatch, lambda _, loss: losses.append(loss.item()))
+    after_each(monkeypatch, lambda _, loss: losses.append(loss[0].item()))
     go(recipe(), tmp_path, stop_after=6)
     curve = go(recipe(), tmp_path).curve
     assert math.isnan(curve[0].loss)
