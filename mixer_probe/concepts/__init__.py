@@ -2,7 +2,7 @@
 
 from mixer_probe.concepts.dictionary import Dictionary, DictionaryRecipe, fit_dictionary
 from mixer_probe.concepts.grid_activations import GridActivations, common_grid, layer_at
-from mixer_probe.concepts.sharing import ConceptSharing, concept_sharing
+from mixer_probe.concepts.sharing import ConceptSharing, concept_sharing, shared_concepts
 
 __all__ = [
     "ConceptSharing",
@@ -13,4 +13,5 @@ __all__ = [
     "concept_sharing",
     "fit_dictionary",
     "layer_at",
+    "shared_concepts",
 ]

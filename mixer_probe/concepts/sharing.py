@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from mixer_probe.capture import ImageSource
 from mixer_probe.concepts.dictionary import (
     Dictionary,
     DictionaryRecipe,
@@ -20,17 +21,19 @@ from mixer_probe.concepts.dictionary import (
     orders,
     positions_of,
 )
-from mixer_probe.concepts.grid_activations import GridActivations
+from mixer_probe.concepts.grid_activations import Cells, GridActivations, common_grid
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.finding import Number
 from mixer_probe.core.frame import Frame
 from mixer_probe.core.memory import slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
+from mixer_probe.models import Model
 from mixer_probe.stats.intervals import crossed_interval
 
 Sums = dict[str, np.ndarray]
 Condition = Literal["networks", "shuffled images", "untrained", "two seeds"]
+CONTROLS: tuple[Condition, ...] = ("shuffled images", "untrained", "two seeds")
 # An atom belongs to one network that has at least this fraction of its energy.
 OWN = 0.9
 # Groups of images whose influence gives the intervals.
@@ -293,3 +296,54 @@ def _stability(dictionaries: Sequence[Dictionary], sums: Sums) -> float:
             weight = (weights[i, rows] + weights[j, columns]) * pair
             found.append(float((cosines[rows, columns] * weight).sum() / weight.sum()))
     return float(np.mean(found)) if found else float("nan")
+
+
+@checked(MeasureError)
+def shared_concepts(
+    models: Sequence[Model],
+    fit: ImageSource | torch.Tensor,
+    test: ImageSource | torch.Tensor,
+    layers: Sequence[str],
+    recipe: DictionaryRecipe | None = None,
+    *,
+    grid: Cells | None = None,
+    others: Sequence[Model | None] = (),
+    controls: Sequence[Condition] = CONTROLS,
+    seeds: int = 2,
+    batch_size: int = 64,
+    device: str = "cpu",
+) -> list[ConceptSharing]:
+    """`concept_sharing` of networks at one layer each, and of what it has to be compared with.
+
+    `others` are, in the order of the networks, networks of the same architecture trained with
+    another seed, or None: each pair shares as much as training allows. `grid` (rows, columns) is by
+    default `common_grid`. Raises as `concept_sharing`, and MeasureError for numbers of `layers` or
+    `others` that are not that of the networks."""
+    for name, given in (("layers", layers), ("others", others or models)):
+        if len(given) != len(models):
+            raise MeasureError(f"{len(given)} {name} for {len(models)} networks: give one each")
+    cells = grid or common_grid([m.layer(name) for m, name in zip(models, layers, strict=True)])
+
+    def parts(networks: Sequence[Model], names: Sequence[str]) -> list[list[GridActivations]]:
+        return [
+            [
+                GridActivations.of(model, images, name, cells, batch_size)
+                for model, name in zip(networks, names, strict=True)
+            ]
+            for images in (fit, test)
+        ]
+
+    run = partial(concept_sharing, recipe=recipe, seeds=seeds, device=device)
+    trained = parts(models, layers)
+    results = [run(*trained)]
+    if "shuffled images" in controls:
+        results.append(run(*trained, condition="shuffled images"))
+    if "untrained" in controls:
+        untrained = [model.untrained() for model in models]
+        results.append(run(*parts(untrained, layers), condition="untrained"))
+    for i, other in enumerate(others if "two seeds" in controls else ()):
+        if other is not None:
+            second = parts([other], [layers[i]])
+            both = [[mine[i], theirs[0]] for mine, theirs in zip(trained, second, strict=True)]
+            results.append(run(*both, condition="two seeds"))
+    return results

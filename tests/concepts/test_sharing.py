@@ -254,7 +254,7 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
     with pytest.raises(MeasureError, match="another grid"):
         fit_dictionary([parts[0], coarse], SMALL)
     with pytest.raises(MeasureError, match=r"diverged .* take a lower learning rate"):
-        fit_dictionary(parts, replace(SMALL, learning_rate=1e38))
+        fit_dictionary(parts, replace(SMALL, learning_rate=1e25))
     with pytest.raises(MeasureError, match="at least two networks"):
         concept_sharing(parts[:1], parts[:1], SMALL)
     few = planted(10).parts
