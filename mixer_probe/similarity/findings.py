@@ -431,7 +431,10 @@ def _grounded_sentence(r: GroundedTests, t: int) -> str:
         )
     passed = r.passed[:, t]
     few = bool(passed.sum() <= len(passed) / 2)
-    named = [f"{r.labels[i]} ({r.values[i, t]:.2f})" for i in np.flatnonzero(passed == few)]
+    named = [
+        f"{r.labels[i]} ({'undefined' if np.isnan(value := r.values[i, t]) else f'{value:.2f}'})"
+        for i in np.flatnonzero(passed == few)
+    ]
     what = "" if not named else f": {join(named)}" if few else f", all but {join(named)}"
     return (
         f"{head}: {passed.sum()} of {len(passed)} measures pass at p <= {LEVEL} after max-T "

@@ -126,8 +126,9 @@ def group_tests(
             for own in (groups, *orders)
         ]
     )
-    # Of S seeds and G groups a group has S (S - 1) / 2 pairs, and S (S - 1) (G - 1) with others.
-    chance = 1 / (1 + 2 * (len(set(groups)) - 1))
+    # Pairs of networks of one group, and of these and others.
+    own = len(set(seeds)) * (len(set(seeds)) - 1) // 2
+    chance = random_precision(own, own + 2 * own * (len(set(groups)) - 1))
     return [
         Outcome(test, name, found[0, :, k], found[1:, :, k], by_chance, len(groups))
         for k, (name, by_chance) in enumerate((("AUPRC", chance), ("conformity rate", 0.5)))
@@ -151,7 +152,15 @@ def group_scores(similarity: np.ndarray, groups: np.ndarray, compared: np.ndarra
         within, across = x[own & same], x[own & ~same]
         conforming = (1 + np.sign(within[:, None] - across).mean()) / 2
         scores.append((average_precision_score(same[own], x[own]), conforming))
-    return np.mean(scores, axis=0)
+    mean: np.ndarray = np.mean(scores, axis=0)
+    return mean
+
+
+def random_precision(positives: int, total: int) -> float:
+    """The average precision of `positives` of `total` items in a random order, in the mean over all
+    orders (Bestgen 2015): more than the fraction of positives, most of all where items are few."""
+    harmonic = float((1 / np.arange(1, total + 1)).sum())
+    return (harmonic + (positives - 1) * (total - harmonic) / max(total - 1, 1)) / total
 
 
 def exchanges(

@@ -85,7 +85,8 @@ class Measure:
         values = np.full((len(sides), len(sides)), np.nan)
         if known:
             values[np.ix_(known, known)] = self.table(prepared, prepared).cpu().numpy()
-        return (values + values.T) / 2
+        mean: np.ndarray = (values + values.T) / 2
+        return mean
 
 
 def each_pair(value: Callable[[P, P], float], a: Sequence[P], b: Sequence[P]) -> Tensor:
