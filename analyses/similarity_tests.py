@@ -15,7 +15,7 @@ three 36 and 0.028. p-values are corrected over measures (max-T).
 
 Without --data the report is written from the results in analyses/results. With --data CIFAR10, a
 folder with train/<class>/ and test/<class>/, the networks are trained first (32 runs of 2,000
-images; half an hour on two cores), in OUT/runs; the same command goes on where it was stopped.
+images; half an hour on one core), in OUT/runs; the same command goes on where it was stopped.
 --write-docs writes the table of the stored results into docs/similarity.md.
 """
 
@@ -94,10 +94,9 @@ def main() -> None:
     """Train what is missing, measure, write the report and print its findings."""
     options = _options()
     try:
-        results = study(options)
-        publish(results, options, TITLE)
+        publish(study(options), options, TITLE)
         if options.write_docs:
-            write_docs(results)
+            write_docs(mp.load_results(options.results))
     except MixerProbeError as error:
         sys.exit(f"similarity_tests: {error}")
     except KeyboardInterrupt:
@@ -107,7 +106,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = study_parser(Path(__file__), __doc__, seeds=(0, 1, 2, 3))
     parser.add_argument(
-        "--write-docs", action="store_true", help="write the table into docs/similarity.md"
+        "--write-docs", action="store_true", help="write the table of the stored results into docs"
     )
     return parser.parse_args()
 
@@ -121,7 +120,7 @@ def arms(smoke: bool) -> list[Arm]:
         Arm(
             "mixer",
             name,
-            "mixer-" + name.replace(" %", "").replace(",", "").replace(" ", "-"),
+            f"mixer-{name.replace(' %', '').replace(' ', '-')}",
             replace(recipe, augmentation=AUGMENTATIONS.get(name, PLAIN)),
         )
         for name in names
@@ -195,18 +194,11 @@ def study(options: argparse.Namespace) -> list[Result]:
             accuracies[FINAL][arm.name, seed] = np.array([[run.accuracy]])
             reps = mp.extract(model, tested, layers=["stem", "blocks"])
             found[arm.name, seed] = reps, predictions(model, tested)[0][0]
-    about = f"{len(few[1]):,} test images"
-    results: list[Result] = [
-        grounded_tests(USED, outcomes(found), about),
-        *(
-            gather(own, options.seeds, values, runs, name, "%", n, [run.curve[-1].step], WHOLE)
-            for (name, values), n in zip(
-                accuracies.items(),
-                (f"{len(test):,} test images", f"{len(few[0]):,} training images"),
-                strict=True,
-            )
-        ),
-    ]
+    results: list[Result] = [grounded_tests(USED, outcomes(found), f"{len(few[1]):,} test images")]
+    step, n = run.curve[-1].step, (f"{len(test):,} test", f"{len(few[0]):,} training")
+    for (name, values), count in zip(accuracies.items(), n, strict=True):
+        about = name, "%", f"{count} images", [step], WHOLE
+        results.append(gather(own, options.seeds, values, runs, *about))
     return [answer(results), *results]
 
 

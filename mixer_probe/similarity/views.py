@@ -462,7 +462,7 @@ def grounded_section(results: Sequence[GroundedTests]) -> list[Section]:
 def _grounded_caption(r: GroundedTests) -> str:
     return (
         "After ReSi (Klabunde et al. 2024): ● passed, p ≤ 0.05 against the permutation null after "
-        "max-T correction over measures; ○ not passed; – undefined. 1 is the best value of every "
+        "max-T correction over measures; ○ not passed; – undefined. 1 is perfect in every "
         f"test. Representations of {r.images}; no interval: the networks of a test are one set."
     )
 
