@@ -107,6 +107,8 @@ _KEYS = frozenset(
         "where",
         "step",
         "source",
+        "test",
+        "statistic",
     )
 )
 # In some tables a column of that name is the answer.

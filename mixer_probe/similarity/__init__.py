@@ -7,6 +7,7 @@ from mixer_probe.similarity.alignment import cka
 from mixer_probe.similarity.canonical import mean_cca, pwcca, svcca
 from mixer_probe.similarity.comparison import compare
 from mixer_probe.similarity.distances import distance_correlation, rsa, sample_dissimilarities
+from mixer_probe.similarity.grounding import GroundedTests
 from mixer_probe.similarity.hsic import hsic
 from mixer_probe.similarity.identification import LayerIdentification, layer_identification
 from mixer_probe.similarity.inputs import RepresentationsLike
@@ -27,6 +28,7 @@ from mixer_probe.similarity.within_classes import compare_within_classes
 
 __all__ = [
     "MEASURES",
+    "GroundedTests",
     "Interval",
     "LayerIdentification",
     "LayerMatches",

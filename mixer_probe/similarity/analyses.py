@@ -11,11 +11,13 @@ from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.similarity.alignment import CKA_NAMES
 from mixer_probe.similarity.comparison import compare
+from mixer_probe.similarity.grounding import GroundedTests
 from mixer_probe.similarity.identification import LayerIdentification
 from mixer_probe.similarity.matches import LayerMatches
 from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.similarity.summary import ModelSimilarity
 from mixer_probe.similarity.views import (
+    grounded_section,
     identification_section,
     matches_section,
     model_similarity_section,
@@ -77,5 +79,6 @@ ROOM = Room(
         View(ModelSimilarity, model_similarity_section),
         View(LayerMatches, matches_section),
         View(LayerIdentification, identification_section),
+        View(GroundedTests, grounded_section),
     ),
 )

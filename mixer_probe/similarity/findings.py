@@ -22,8 +22,9 @@ from mixer_probe.core.finding import (
     span,
 )
 from mixer_probe.core.result import ModelRecord, Result
-from mixer_probe.core.words import name_of
+from mixer_probe.core.words import join, name_of
 from mixer_probe.plotting.depth import DepthCurve
+from mixer_probe.similarity.grounding import GroundedTests
 from mixer_probe.similarity.matches import LayerMatches, at_columns, best_matches
 from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.stats.claims import DRAWS, LEVEL, extremes_differ
@@ -413,3 +414,29 @@ def last_layer_findings(pairs: Sequence[Profile]) -> list[Finding]:
             numbers,
         )
     ]
+
+
+def grounded_sentences(r: GroundedTests) -> list[str]:
+    """Per test and statistic, how many measures pass, and which do not, or which do where these are
+    fewer."""
+    return [_grounded_sentence(r, t) for t in range(len(r.tests))]
+
+
+def _grounded_sentence(r: GroundedTests, t: int) -> str:
+    head = f"{r.tests[t].capitalize()}, {r.statistics[t]} ({r.chances[t]:.2f} by chance)"
+    if r.smallest_p[t] > LEVEL:
+        return (
+            f"{head}: {r.n[t]} networks allow no p-value below {r.smallest_p[t]:.3f}, so that no "
+            "measure can pass."
+        )
+    passed = r.passed[:, t]
+    few = bool(passed.sum() <= len(passed) / 2)
+    named = [
+        f"{r.labels[i]} ({'undefined' if np.isnan(value := r.values[i, t]) else f'{value:.2f}'})"
+        for i in np.flatnonzero(passed == few)
+    ]
+    what = "" if not named else f": {join(named)}" if few else f", all but {join(named)}"
+    return (
+        f"{head}: {passed.sum()} of {len(passed)} measures pass at p <= {LEVEL} after max-T "
+        f"correction over measures (n = {r.n[t]} networks){what}."
+    )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,19 @@ class Measure:
         if x is None or y is None:
             return float("nan")
         return float(self.table([self.prepare(x)], [self.prepare(y)])[0, 0])
+
+    def all_pairs(self, features: Sequence[Features]) -> np.ndarray:
+        """The values [k, k] of every pair of k representations of the same images, each prepared
+        once: the mean of both directions where the measure is not symmetric. NaN and errors are as
+        for a single pair."""
+        sides = [checked_pair(X, features[0], self.minimum_images)[0] for X in features]
+        known = [i for i, side in enumerate(sides) if side is not None]
+        prepared = [self.prepare(side) for side in sides if side is not None]
+        values = np.full((len(sides), len(sides)), np.nan)
+        if known:
+            values[np.ix_(known, known)] = self.table(prepared, prepared).cpu().numpy()
+        mean: np.ndarray = (values + values.T) / 2
+        return mean
 
 
 def each_pair(value: Callable[[P, P], float], a: Sequence[P], b: Sequence[P]) -> Tensor:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ModelRecord
-from mixer_probe.core.section import Picture, Section, Table
+from mixer_probe.core.section import Picture, Section, Table, table_of
 from mixer_probe.core.words import (
     images_text,
     join,
@@ -29,6 +29,8 @@ from mixer_probe.similarity.figures import (
     similarity_map,
     similarity_measures,
 )
+from mixer_probe.similarity.findings import grounded_sentences
+from mixer_probe.similarity.grounding import GroundedTests
 from mixer_probe.similarity.identification import LayerIdentification
 from mixer_probe.similarity.matches import LayerMatches, best_matches
 from mixer_probe.similarity.matrix import SimilarityMatrix, rank_correlations
@@ -446,3 +448,38 @@ def identification_section(results: Sequence[LayerIdentification]) -> list[Secti
     warning = untrained_warning(model for r in results for model in r.models)
     title = "Layer identification across seeds"
     return [Section("identification", title, tuple(sentences), (picture, table), warning)]
+
+
+def grounded_section(results: Sequence[GroundedTests]) -> list[Section]:
+    """Which measures pass which grounded tests."""
+    sentences = tuple(sentence for r in results for sentence in grounded_sentences(r))
+    tables = [Table(_grounded_caption(r), grounded_table(r)) for r in results]
+    numbers = ("value", "chance", "null", "p", "p_corrected")
+    table = Table("All numbers.", table_of(results), dict.fromkeys(numbers, "{:.4f}"), folded=True)
+    return [Section("grounded-tests", GroundedTests.title, sentences, (*tables, table))]
+
+
+def _grounded_caption(r: GroundedTests) -> str:
+    return (
+        "After ReSi (Klabunde et al. 2024): ● passed, p ≤ 0.05 against the permutation null after "
+        "max-T correction over measures; ○ not passed; – undefined. 1 is perfect in every "
+        f"test. Representations of {r.images}; no interval: the networks of a test are one set."
+    )
+
+
+def grounded_table(r: GroundedTests) -> pd.DataFrame:
+    """Measures by tests: a mark for passed or not, and the value; the last rows are what it is by
+    chance and the smallest p-value that the permutations allow."""
+    columns = {
+        f"{test}, {statistic}": [
+            *(_marked(*cell) for cell in zip(r.values[:, t], r.passed[:, t], strict=True)),
+            f"{r.chances[t]:.2f}",
+            f"{r.smallest_p[t]:.2g}",
+        ]
+        for t, (test, statistic) in enumerate(zip(r.tests, r.statistics, strict=True))
+    }
+    return pd.DataFrame({"measure": [*r.labels, "by chance", "smallest p"], **columns})
+
+
+def _marked(value: float, passed: bool) -> str:
+    return "–" if np.isnan(value) else f"{'●' if passed else '○'} {value:.2f}"

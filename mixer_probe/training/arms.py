@@ -154,8 +154,11 @@ def protocol(recipe: Recipe, run: Run) -> str:
 # -- options of scripts ----------------------------------------------------------------------------
 
 
-def study_parser(script: Path, description: str | None) -> argparse.ArgumentParser:
-    """The options of every study of training, with its results stored beside the `script`."""
+def study_parser(
+    script: Path, description: str | None, seeds: Sequence[int] = (0, 1, 2)
+) -> argparse.ArgumentParser:
+    """The options of every study of training, with its results stored beside the `script`; `seeds`
+    are its default."""
     name = script.stem
     parser = argparse.ArgumentParser(
         prog=f"{name}.py",
@@ -165,7 +168,8 @@ def study_parser(script: Path, description: str | None) -> argparse.ArgumentPars
     stored = script.parent / "results" / f"{name}.json"
     parser.add_argument("--data", help=f"folder with train/<class>/, test/<class>/; {DOWNLOAD}")
     parser.add_argument("--results", type=Path, default=stored, help="stored results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    shown = f"({' '.join(map(str, seeds))})"
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds), help=shown)
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument("--compile", action="store_true", help="train through torch.compile")
     parser.add_argument(

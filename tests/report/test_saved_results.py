@@ -35,6 +35,7 @@ from mixer_probe.invariance import (
 from mixer_probe.mixing import class_lens, lesions, unit_importance
 from mixer_probe.report import compare_reports, export_report, narrate
 from mixer_probe.report.views import all_views
+from mixer_probe.similarity.grounding import grounded_tests, group_tests, layer_order_test
 from mixer_probe.similarity.identification import layer_identification
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.summary import model_similarity
@@ -154,6 +155,26 @@ def read_early() -> list[Any]:
     return [trained, replace(other, model=baseline)]
 
 
+def grounded() -> list[Any]:
+    """A measure that knows the groups of networks and the order of layers, one that knows neither,
+    and one that is not defined; by a test that can be passed and one that cannot."""
+    groups, seeds = np.repeat(["a", "b", "c"], 3), np.tile([0, 1, 2], 3)
+    noise = np.random.default_rng(0).normal(size=(9, 9))
+    same = np.equal.outer(groups, groups) + 0.01 * noise
+    layers = -np.abs(np.subtract.outer(np.arange(5.0), np.arange(5)))
+    sides = [same + same.T, noise + noise.T, np.full((9, 9), np.nan)]
+    orders = [layers, (noise + noise.T)[:5, :5], np.full((5, 5), np.nan)]
+    outcomes = [
+        *group_tests("shortcuts", np.array(sides)[:, None], groups, seeds),
+        layer_order_test(np.array([[order] * 2 for order in orders])),
+        replace(
+            layer_order_test(np.array([[order[:4, :4]] * 2 for order in orders])),
+            test="order of four layers",
+        ),
+    ]
+    return [grounded_tests(["cka", "svcca", "pwcca"], outcomes, "500 test images")]
+
+
 @cache
 def cost() -> Any:
     return model_cost(models()[0], batch_size=2, runs=3)
@@ -207,6 +228,7 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "CostGrowth": lambda: [cost_growth(models()[0], (32, 64), timed=1, runs=3)],
     "ModelSimilarity": lambda: [model_similarity([m for m in similar() if m.model_a != m.model_b])],
     "LayerMatches": lambda: [best_matches(m) for m in similar()],
+    "GroundedTests": grounded,
     "LayerIdentification": lambda: [
         layer_identification(*[mp.extract(models()[0], images())] * 2, "cka")
     ],
