@@ -62,6 +62,7 @@ COMMANDS = [
     "probe",
     "weights",
     "channels",
+    "concepts",
     "mixing",
     "report",
     "app",

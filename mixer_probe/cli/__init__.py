@@ -1,5 +1,5 @@
 """The command line `mixer-probe`: demo, models, analyses, inspect, extract, compare, probe,
-weights, mixing, channels, attribute, report, render, diff and app."""
+weights, mixing, concepts, channels, attribute, report, render, diff and app."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import NoReturn
 
 # The order in which `mixer-probe --help` lists them.
 # isort: off
-from mixer_probe.cli import listing, similarity, probes, weights, mixing  # noqa: F401
-from mixer_probe.cli import channels, attribute, reports, diff  # noqa: F401
+from mixer_probe.cli import listing, similarity, probes, weights  # noqa: F401
+from mixer_probe.cli import mixing, concepts, channels  # noqa: F401
+from mixer_probe.cli import attribute, reports, diff  # noqa: F401
 
 # isort: on
 from mixer_probe.cli.options import app, console, errors

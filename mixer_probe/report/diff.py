@@ -109,6 +109,7 @@ _KEYS = frozenset(
         "source",
         "test",
         "statistic",
+        "condition",
     )
 )
 # In some tables a column of that name is the answer.

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 
 import mixer_probe as mp
+from mixer_probe.concepts import DictionaryRecipe, concept_sharing
 from mixer_probe.core.errors import MixerProbeWarning, StoreError
 from mixer_probe.core.result import Result, load_results, open_results, save_results, to_dict
 from mixer_probe.core.section import Picture, Section, Table
@@ -42,6 +43,7 @@ from mixer_probe.similarity.summary import model_similarity
 from mixer_probe.study import StudySettings, run_analyses, run_study
 from mixer_probe.weights import convolution_equivalence, paper_figures
 from tests import probes
+from tests.concepts.planted import planted
 from tests.networks import CASES
 from tests.training import samples
 
@@ -155,6 +157,18 @@ def read_early() -> list[Any]:
     return [trained, replace(other, model=baseline)]
 
 
+def shared() -> list[Any]:
+    """Three networks, and two controls of theirs."""
+    fit, test = planted(20).parts, planted(20, draw=1).parts
+    recipe = DictionaryRecipe(atoms=8, active=2, epochs=2, batch_size=64)
+    twin = replace(test[0], model=replace(test[0].model, name="twin"))
+    return [
+        concept_sharing(fit, test, recipe),
+        concept_sharing(fit, test, recipe, condition="shuffled images"),
+        concept_sharing([fit[0]] * 2, [test[0], twin], recipe, condition="two seeds"),
+    ]
+
+
 def grounded() -> list[Any]:
     """A measure that knows the groups of networks and the order of layers, one that knows neither,
     and one that is not defined; by a test that can be passed and one that cannot."""
@@ -229,6 +243,7 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "ModelSimilarity": lambda: [model_similarity([m for m in similar() if m.model_a != m.model_b])],
     "LayerMatches": lambda: [best_matches(m) for m in similar()],
     "GroundedTests": grounded,
+    "ConceptSharing": shared,
     "LayerIdentification": lambda: [
         layer_identification(*[mp.extract(models()[0], images())] * 2, "cka")
     ],
