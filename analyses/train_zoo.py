@@ -33,7 +33,7 @@ SHORT = Recipe(
     epochs=5,
     batch_size=128,
     ema_decay=0.998,
-    stored="bfloat16",
+    significant_bits=7,
     augmentation=Augmentation(trivial=0.0, erase=0.0, mix=0.0),
 )
 RECIPES = {

@@ -22,8 +22,6 @@ from mixer_probe.zoo.architectures import ARCHITECTURES, construct
 
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("bfloat16", "float32")
-# Of stored weights: 11 and 8 significant bits; files of the second compress better.
-STORED = ("float16", "bfloat16")
 
 
 @checked(ModelError)
@@ -42,7 +40,8 @@ class Recipe:
     that of the average of weights and BatchNorm statistics, which is tested and stored (0: the
     weights themselves); checkpoints: how many checkpoints, at steps with equal ratios, next to the
     untrained and the final network; curve_images: test images of the training curve (the final
-    accuracy is of all); stored: the type of stored weights."""
+    accuracy is of all); significant_bits: those of stored
+    weights, at most the 11 of float16; files with fewer compress better."""
 
     network: str = "mixer"
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -62,17 +61,19 @@ class Recipe:
     precision: str = "bfloat16"
     checkpoints: int = 0
     curve_images: int = 1000
-    stored: str = "float16"
+    significant_bits: int = 11
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", dict(self.arguments))
         object.__setattr__(self, "frozen", tuple(self.frozen))
-        choices = {"optimizer": OPTIMIZERS, "precision": PRECISIONS, "stored": STORED}
+        choices = {"optimizer": OPTIMIZERS, "precision": PRECISIONS}
         for name, known in choices.items():
             given = getattr(self, name)
             if given not in known:
                 raise ModelError(f"unknown {name} '{given}' ({closest(given, known)})")
+        if not 1 <= self.significant_bits <= 11:
+            raise ModelError(f"significant_bits is from 1 to 11, not {self.significant_bits}")
         for name in ("warmup", "unmixed", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ModelError(f"{name} is a fraction from 0 to 1, not {getattr(self, name)}")

@@ -127,12 +127,23 @@ class Run:
         return model
 
 
-def write_weights(model: nn.Module, file: Path, stored: str) -> str:
-    """Write the state dict as safetensors, floating point in the type `stored`; returns the SHA-256
-    of the file."""
-    dtype: torch.dtype = getattr(torch, stored)
+def rounded(values: torch.Tensor, significant_bits: int) -> torch.Tensor:
+    """The nearest numbers with so many significant bits, ties to even, as float16."""
+    if significant_bits < 11:
+        mantissa, exponent = torch.frexp(values)
+        values = torch.ldexp(torch.round(mantissa * 2**significant_bits), exponent) / (
+            2**significant_bits
+        )
+    return values.half()
+
+
+def write_weights(model: nn.Module, file: Path, significant_bits: int) -> str:
+    """Write the state dict as safetensors, floating point as float16 with so many significant bits;
+    returns the SHA-256 of the file."""
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    state = {
+        k: rounded(v, significant_bits) if v.is_floating_point() else v for k, v in state.items()
+    }
     content = to_safetensors(state, metadata={"format": "pt"})
     write_bytes(file, content)
     return hashlib.sha256(content).hexdigest()

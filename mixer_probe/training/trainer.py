@@ -356,7 +356,7 @@ class Trainer:
         self.curve.append(CurvePoint(self.step, loss, accuracy))
         if self.step in self.marks:
             file = self.folder / "checkpoints" / f"{self.step}.safetensors"
-            write_weights(self.tested, file, self.recipe.stored)
+            write_weights(self.tested, file, self.recipe.significant_bits)
         if speed:
             epoch = self.step / self.steps_per_epoch
             say(
@@ -416,7 +416,7 @@ class Trainer:
     def _write(self, settings: dict[str, Any], command: str) -> None:
         """Write the weights, read them back and test those; the card last."""
         file = self.folder / "model.safetensors"
-        sha256 = write_weights(self.tested, file, self.recipe.stored)
+        sha256 = write_weights(self.tested, file, self.recipe.significant_bits)
         stored = self.recipe.build(len(self.images.class_names))
         norm = initial_norm(stored)
         load_weights(stored, read_checkpoint(file, sha256))

@@ -61,6 +61,6 @@ def read_checkpoint(path: Path, sha256: str | None) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy stored weights of 16 bits into a float32 network, strictly: every name there, none left
+    """Copy stored float16 weights into a float32 network, strictly: every name there, none left
     over."""
     model.load_state_dict(weights, strict=True)

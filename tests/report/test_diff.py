@@ -470,6 +470,7 @@ def test_what_is_no_results_file_is_told(
 # How many columns of each table have an interval; the other kinds have none.
 WITH_INTERVALS = {
     "SimilarityMatrix": 1,
+    "ConceptSharing": 3,
     "ProbeResult": 2,
     "FewShotResult": 1,
     "ClassLens": 3,

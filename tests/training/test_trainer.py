@@ -32,6 +32,7 @@ from mixer_probe.training import (
     trainer,
 )
 from mixer_probe.training.recipe import checkpoint_steps
+from mixer_probe.training.runs import rounded
 from tests.training.small import DROPPED, images, recipe
 
 TRAIN, TEST = images(), images(30, "test", seed=1)
@@ -409,6 +410,18 @@ def test_the_average_of_weights_is_what_it_says(
     assert len(average) > 5
     for name, value in average.items():
         torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_rounding_to_significant_bits() -> None:
+    """Against a grid of numbers with so many bits in each octave."""
+    x = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    for bits in (3, 7):
+        octave = 2.0 ** torch.floor(x.abs().log2())
+        step = octave / 2 ** (bits - 1)
+        expected = torch.round(x / step) * step
+        assert torch.equal(rounded(x, bits).float(), expected)
+    assert torch.equal(rounded(x, 11), x.half())
+    assert not rounded(torch.zeros(3), 7).any()
 
 
 def test_weights_are_stored_as_float16(tmp_path: Path) -> None:
