@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from mixer_probe.attribution.analyses import ROOM as ATTRIBUTION
 from mixer_probe.channels.analyses import ROOM as CHANNELS
+from mixer_probe.concepts.analyses import ROOM as CONCEPTS
 from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import MeasureError, closest
 from mixer_probe.cost.analyses import ROOM as COST
@@ -24,6 +25,7 @@ ROOMS: list[Room] = [
     MIXING,
     COST,
     SIMILARITY,
+    CONCEPTS,
     PROBING,
     CHANNELS,
     VISUALIZATION,
