@@ -354,6 +354,9 @@ ALONE: dict[str, Alone] = {
     "channels.top_and_lowest": lambda w: mp.channels.top_and_lowest(
         w.model, w.images, {"blocks.0": 0}, k=2
     ),
+    "concepts.stitch": lambda w: mp.concepts.stitch(
+        w.model, w.model, w.test, w.images, layers="blocks.0", controls=("shuffled",)
+    ),
     "cost.at_resolution": lambda w: _outputs(mp.cost.at_resolution(w.model, SIZE), w),
     "cost.cost_growth": lambda w: mp.cost.cost_growth(w.model, [32, 64], timed=0).macs,
     "cost.count_parts": lambda w: mp.cost.count_parts(w.model),
