@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from scipy.stats import binom
 
 from mixer_probe.concepts.donors import Donor, NetworkDonor, class_noise
 from mixer_probe.concepts.stitched_passes import (
@@ -30,13 +29,7 @@ from mixer_probe.images import Images
 from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.models.layer import Layer, spread
 from mixer_probe.models.model import Model
-from mixer_probe.stats import (
-    delta_interval,
-    difference_interval,
-    mcnemar,
-    paired_counts,
-    wilson_interval,
-)
+from mixer_probe.stats import delta_interval, wilson_interval
 
 Fit = Literal["ridge", "task", "both"]
 DONOR, SHUFFLED, UNTRAINED, SEED, NOISE = CONDITIONS = (
@@ -200,21 +193,6 @@ class Stitching(Result):
         value = (accuracy - self.chance) / margin
         away = (right - accuracy[..., None]) - value[..., None] * (own - self.own_accuracy)
         return value, away / margin
-
-    @property
-    def p_chance(
-        self,
-    ) -> Annotated[np.ndarray, "fit", "condition", "donor_layer", "receiver_layer"]:
-        """One-sided binomial p-value of an accuracy of `chance` or less."""
-        return np.asarray(binom.sf(self.right.sum(-1) - 1, self.n, self.chance))
-
-    def behind(self, control: str, fit: str = "ridge") -> tuple[np.ndarray, ...]:
-        """Accuracy with the donor minus that under a control, the ends of Tango's interval, and
-        McNemar's exact p-value: each [donor layer, receiver layer], over the same images."""
-        right = self.right[self.fits.index(fit)]
-        counts = paired_counts(right[0], right[self.conditions.index(control)])
-        value = (counts[..., 1] - counts[..., 2]) / self.n
-        return (value, *difference_interval(counts), mcnemar(counts))
 
     @property
     def matched(self) -> np.ndarray:

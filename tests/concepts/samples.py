@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from mixer_probe.concepts import Stitching
@@ -72,10 +74,12 @@ def stitching(
     )
 
 
+@cache
+def _both() -> tuple[Stitching, Stitching]:
+    both = ("ridge", "task")
+    return stitching(VIT, MIXER, (3, 4), 0.75, both), stitching(MIXER, VIT, (4, 3), 0.5, both)
+
+
 def stitchings() -> list[Stitching]:
     """Both directions of a pair of networks."""
-    both = ("ridge", "task")
-    return [
-        stitching(VIT, MIXER, (3, 4), 0.75, both),
-        stitching(MIXER, VIT, (4, 3), 0.5, both),
-    ]
+    return list(_both())

@@ -9,6 +9,7 @@ import numpy as np
 
 from mixer_probe.concepts.stitching import LABELS, Stitching, asymmetry
 from mixer_probe.core.words import interval, join, name_of, percent, points
+from mixer_probe.stats import mcnemar, paired_counts
 from mixer_probe.stats.claims import LEVEL
 
 _MAPS = {"ridge": "ridge map", "task": "map trained on the task"}
@@ -53,17 +54,19 @@ def control_sentence(r: Stitching, fit: str) -> str:
     """At how many receiver layers accuracy with the donor differs from that under each control;
     empty without controls."""
     columns, said = np.arange(len(r.receiver_layers)), []
-    for name in r.conditions[1:]:
-        value, _, _, p = (part[r.matched, columns] for part in r.behind(name, fit))
-        significant = p * len(columns) <= LEVEL
-        higher, lower = (int((significant & (sign * value > 0)).sum()) for sign in (1, -1))
+    tests = len(columns) * (len(r.conditions) - 1)
+    donor, *others = r.right[r.fits.index(fit)][:, r.matched, columns]
+    for name, right in zip(r.conditions[1:], others, strict=True):
+        counts = paired_counts(donor, right)
+        significant, more = mcnemar(counts) * tests <= LEVEL, counts[..., 1] - counts[..., 2]
+        higher, lower = (int((significant & (sign * more > 0)).sum()) for sign in (1, -1))
         said.append(f"{LABELS[name]}: higher at {higher}, lower at {lower}")
     if not said:
         return ""
     layers = f"{len(columns)} receiver layers" if len(columns) > 1 else "one receiver layer"
     return (
         f"Accuracy with the donor's layer of nearest depth against each control, at {layers} "
-        f"({_MAPS[fit]}; McNemar's test, Bonferroni over layers): {'; '.join(said)}."
+        f"({_MAPS[fit]}; McNemar's tests, Bonferroni over all {tests}): {'; '.join(said)}."
     )
 
 
