@@ -24,7 +24,7 @@ from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.core.frame import Frame
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
-from mixer_probe.core.validate import check_choice, check_number, checked
+from mixer_probe.core.validate import check_choice, check_count, checked
 from mixer_probe.images import Images
 from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.models.layer import Layer, spread
@@ -294,7 +294,10 @@ def stitch(
     stem nor block or have no grid, constant or non-finite activations, unknown controls, "seed"
     without `seed_model`, and moments that do not fit into memory."""
     check_apart(train, test)
-    check_number("learning_rate", learning_rate, MeasureError)
+    if learning_rate <= 0:
+        raise MeasureError(f"learning_rate is a number above 0, not {learning_rate}")
+    if depths is not None:
+        check_count("depths", depths, MeasureError)
     y_train, y_test = (labels_as_outputs(receiver, part, "stitching") for part in (train, test))
     if len(train) < _FEWEST:
         raise MeasureError(

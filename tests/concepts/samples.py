@@ -11,7 +11,7 @@ from mixer_probe.concepts.stitching import CONDITIONS
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.models.layer import Layer
 
-N = 200
+N = 160
 MIXER = ModelRecord("zoo:a", "mixer", True, "file a.safetensors", "a" * 64, 10)
 OTHER_SEED = ModelRecord("zoo:c", "mixer", True, "file c.safetensors", "c" * 64, 10)
 VIT = ModelRecord("zoo:b", "vit", True, "file b.safetensors", "b" * 64, 12)
@@ -77,7 +77,7 @@ def stitching(
 @cache
 def _both() -> tuple[Stitching, Stitching]:
     both = ("ridge", "task")
-    return stitching(VIT, MIXER, (3, 4), 0.75, both), stitching(MIXER, VIT, (4, 3), 0.5, both)
+    return stitching(VIT, MIXER, (2, 3), 0.75, both), stitching(MIXER, VIT, (3, 2), 0.5, both)
 
 
 def stitchings() -> list[Stitching]:

@@ -307,6 +307,8 @@ def test_a_study_stitches_pairs_of_networks_in_both_directions() -> None:
         ({"train": slice(0, 160, 4)}, ImagesError, "no image to fit on shows 'top right'"),
         ({"train": slice(100, 240)}, ImagesError, "80 test images are also in train"),
         ({"fit": "lasso"}, MeasureError, "unknown fit 'lasso'"),
+        ({"depths": 0}, MeasureError, "depths is a whole number, 1 or more, not 0"),
+        ({"learning_rate": 0}, MeasureError, "learning_rate is a number above 0, not 0"),
         ({"names": ("a", "b", "c", "d")}, MeasureError, "none of the classes"),
     ],
 )
