@@ -56,6 +56,16 @@ def test_the_example_of_interventions_runs_as_written() -> None:
     assert names["reps"]["blocks.5"].shape == (20, 128)
 
 
+def test_the_example_of_stitching_runs_as_written() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text.split("## Stitching")[1], re.S)[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    controls = ["shuffled", "untrained", "seed", "class noise"]
+    assert names["table"]["condition"].tolist() == ["donor", *controls]
+    assert names["low"][0, 0] < names["difference"][0, 0] < names["high"][0, 0]
+
+
 def test_the_example_of_training_runs_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,12 @@ def _convolved(w: World) -> np.ndarray:
         return mp.as_convolution(w.model)(inputs).numpy()
 
 
+def _stitched(w: World) -> Any:
+    return mp.concepts.stitch(
+        w.model, w.model, w.test, w.images, layers="blocks.0", controls=("shuffled",)
+    )
+
+
 def _outputs(model: Model, w: World) -> np.ndarray:
     (inputs,) = w.images.batches(transform_of(w.model), N)
     with torch.no_grad():
@@ -354,6 +360,7 @@ ALONE: dict[str, Alone] = {
     "channels.top_and_lowest": lambda w: mp.channels.top_and_lowest(
         w.model, w.images, {"blocks.0": 0}, k=2
     ),
+    "concepts.stitch": _stitched,
     "cost.at_resolution": lambda w: _outputs(mp.cost.at_resolution(w.model, SIZE), w),
     "cost.cost_growth": lambda w: mp.cost.cost_growth(w.model, [32, 64], timed=0).macs,
     "cost.count_parts": lambda w: mp.cost.count_parts(w.model),
@@ -686,6 +693,10 @@ TOGETHER: dict[str, tuple[Together, tuple[Change, ...]]] = {
     ),
     "channels.dissected_channel": (_dissected, ()),
     "channels.top_means": (_means, ()),
+    "concepts.asymmetry": (
+        lambda before, after: mp.concepts.asymmetry(_stitched(before), _stitched(after)),
+        (),
+    ),
     # Of other networks there is no partner.
     "channels.with_partners": (_with_partners, ANY),
     "cost.accuracy_cost": (_cost, (equal_names, permuted, extra_class)),

@@ -53,8 +53,8 @@ class Inputs:
     is the network whose untrained baseline this is. `reads` give what else is read in the pass that
     extracts the representations of `images`, also of its baseline.
 
-    After `close` the network is no longer in memory; of its representations those of the test
-    images remain."""
+    After `close` the network is no longer in memory, unless it `stays`; of its representations
+    those of the test images remain."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Inputs:
         self.shared: dict[str, Any] = {} if shared is None else shared
         self.found: list[Result] = []
         self.reads: list[Callable[[Inputs], Sequence[Reading]]] = []
+        self.stays = False
         self._model, self._images = model, images
         self._kept: dict[str, tuple[Any, MixerProbeError | None]] = {}
         self._open = ExitStack()
@@ -287,7 +288,8 @@ class Inputs:
         baseline, _ = self._kept.get("baseline", (None, None))
         if baseline is not None:
             baseline.close()
-        self._model = None
+        if not self.stays:
+            self._model = None
         self._kept = {"baseline": (baseline, None)} | {
             k: v for k, v in self._kept.items() if k == "test"
         }

@@ -1,17 +1,22 @@
-"""Concepts: sparse dictionaries of what networks represent, and what several of them share."""
+"""Concepts: sparse dictionaries of what networks represent, what several of them share, and whether
+the features of one serve another."""
 
 from mixer_probe.concepts.dictionary import Dictionary, DictionaryRecipe, fit_dictionary
 from mixer_probe.concepts.grid_activations import GridActivations, common_grid, layer_at
 from mixer_probe.concepts.sharing import ConceptSharing, concept_sharing, shared_concepts
+from mixer_probe.concepts.stitching import Stitching, asymmetry, stitch
 
 __all__ = [
     "ConceptSharing",
     "Dictionary",
     "DictionaryRecipe",
     "GridActivations",
+    "Stitching",
+    "asymmetry",
     "common_grid",
     "concept_sharing",
     "fit_dictionary",
     "layer_at",
     "shared_concepts",
+    "stitch",
 ]

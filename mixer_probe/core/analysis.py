@@ -30,7 +30,8 @@ class Analysis:
     network twice, and one that needs "all networks" those of all.
 
     `families` may have what it looks at; with `pixels` raw pixels do too. With `baseline` it runs
-    on the untrained baselines as well. `labelled` ones need classes. Those not in `default` are
+    on the untrained baselines as well. `labelled` ones need classes. One of several networks that
+    runs them asks for them to stay `in_memory`. Those not in `default` are
     made only when asked for.
 
     `asks` says what it needs besides, in words, such as annotated images, for which a command has
@@ -53,6 +54,7 @@ class Analysis:
     needs: Needs = "activations"
     families: tuple[str, ...] = FAMILIES
     baseline: bool = False
+    in_memory: bool = False
     pixels: bool = False
     labelled: bool = False
     default: bool = True

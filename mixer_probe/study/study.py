@@ -91,6 +91,7 @@ class Study:
         network = Inputs(model, self.images, self.train, self.settings, self.shared, self.store)
         if self.needs_activations:
             network.reads = [a.reads for _, a in self._asked if a.reads is not None]
+        network.stays = any(a.in_memory for _, a in self._asked)
         return network
 
     def add(self, model: Model, card: bool = False) -> Inputs:

@@ -7,6 +7,7 @@ the planted ones must."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,6 +20,8 @@ import pytest
 from mixer_probe.channels import ChannelPage, Exhibit
 from mixer_probe.channels.views.dissection import detection_sentence
 from mixer_probe.channels.views.pages import pages_section
+from mixer_probe.concepts import Stitching
+from mixer_probe.concepts.findings.stitching import asymmetry_sentence, control_sentence
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.core.section import Picture, Section
 from mixer_probe.cost.findings import accuracy_cost_sentences
@@ -53,6 +56,7 @@ from mixer_probe.weights.findings import pairs_finding
 from mixer_probe.weights.units import matching_null, measure_units, unit_rows
 from mixer_probe.weights.views.paper import depth_sentence
 from mixer_probe.weights.views.units import write_sentences
+from tests.concepts.samples import answers, stitchings
 from tests.invariance.planted import answers_right
 from tests.probes import CLASSES, coded, confused, control_coded, layers_of, record
 from tests.probes import accuracy as probe_of_numbers
@@ -512,6 +516,27 @@ def lesion_of_one(rng: Random, planted: bool) -> bool:
     return any("largest drop" in text for text in lesion_sentences(found, [found]))
 
 
+def stitched(rng: Random, planted: bool) -> list[Stitching]:
+    """Two networks that recover the same in both directions and under all controls, or, planted,
+    more from the first to the second with the donor."""
+    made = []
+    for k, r in enumerate(stitchings()):
+        fractions = np.full((1, *r.predicted.shape[1:-1]), 0.6)
+        fractions[:, 0] += 0.2 if planted and k == 0 else 0
+        made.append(replace(r, predicted=answers(fractions, r.labels, rng), fits=("ridge",)))
+    return made
+
+
+def stitching_beats_controls(rng: Random, planted: bool) -> bool:
+    text = control_sentence(stitched(rng, planted)[0], "ridge")
+    return re.search("(higher|lower) at [1-9]", text) is not None
+
+
+def stitching_is_asymmetric(rng: Random, planted: bool) -> bool:
+    text = asymmetry_sentence(*stitched(rng, planted), "ridge")
+    return " more than " in text or " less than " in text
+
+
 def lens_above_chance(rng: Random, planted: bool) -> bool:
     found = lens_of(rng, [0.25, 0.4 if planted else 0.25, 0.25, 0.25, 0.25])
     return bool(above_chance(found)[1].any())
@@ -660,6 +685,8 @@ ROWS: dict[Callable[[Random, bool], bool], int] = {
     channel_of_a_page: 400,
     lens_reads_more: 200,
     lens_above_chance: 400,
+    stitching_beats_controls: 200,
+    stitching_is_asymmetric: 400,
     lesion_of_one: 200,
     last_layers: 400,
     replicas: 400,

@@ -44,6 +44,7 @@ from mixer_probe.study import StudySettings, run_analyses, run_study
 from mixer_probe.weights import convolution_equivalence, paper_figures
 from tests import probes
 from tests.concepts.planted import planted
+from tests.concepts.samples import stitchings
 from tests.networks import CASES
 from tests.training import samples
 
@@ -236,6 +237,7 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "RunQuantity": samples.quantities,
     "RunSimilarity": samples.similarities,
     "UnitHistory": samples.histories,
+    "Stitching": stitchings,
     "MixerScales": lambda: [mixer_scales()],
     "ModelCost": lambda: [cost()],
     "AccuracyCost": set_against_accuracy,

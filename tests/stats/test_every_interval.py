@@ -119,6 +119,9 @@ REASONS: dict[str, str] = {
         f"SpatialMixing{which}": "no case here: test_spatial_mixing simulates samples of images"
         for which in ("", " overall")
     },
+    "Stitching": SHARE,
+    "Stitching own": SHARE,
+    "Stitching recovered": "kept, n = 200: 0.9, 0.6",
     "TargetProbe": "R2, n = 100: 0.75",
     "UnitImportance margin_drop": MEAN + "gains, skewed",
     "UnitImportance accuracy_drop": "paired shares (Tango), n = 100: 0.9, 0.8",
