@@ -39,7 +39,7 @@ def _options() -> argparse.Namespace:
     parser = script_parser(
         "shared_concepts",
         __doc__,
-        smoke="16 atoms, one depth and 40 images",
+        smoke="16 atoms, the last depth and 40 images",
         data="an image set with the splits train and test",
     )
     parser.add_argument(
@@ -68,7 +68,7 @@ def study(options: argparse.Namespace) -> list[ConceptSharing]:
     recipe = DictionaryRecipe(options.atoms, options.active, options.epochs)
     return [
         result
-        for depth in options.depths[: 1 if options.smoke else None]
+        for depth in options.depths[-1 if options.smoke else 0 :]
         for result in shared_concepts(
             models,
             fit,

@@ -56,11 +56,15 @@ def test_the_example_of_interventions_runs_as_written() -> None:
     assert names["reps"]["blocks.5"].shape == (20, 128)
 
 
-def test_the_example_of_stitching_runs_as_written() -> None:
+def test_the_examples_of_concepts_run_as_written() -> None:
     text = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", text.split("## Stitching")[1], re.S)[0]
+    shared, stitched = re.findall(r"```python\n(.*?)```", text, re.S)
     names: dict[str, Any] = {}
-    exec(code, names)
+    exec(shared, names)
+    conditions = ["networks", "shuffled images", "untrained", "two seeds", "two seeds"]
+    assert [r.condition for r in names["results"]] == conditions
+    assert names["table"]["sharing"].between(0, 1.000001).all()
+    exec(stitched, names)
     controls = ["shuffled", "untrained", "seed", "class noise"]
     assert names["table"]["condition"].tolist() == ["donor", *controls]
     assert names["low"][0, 0] < names["difference"][0, 0] < names["high"][0, 0]
