@@ -27,6 +27,7 @@ import mixer_probe as mp
 from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.files import write_bytes
 from mixer_probe.core.result import Result
+from mixer_probe.core.words import join
 from mixer_probe.report import publish
 from mixer_probe.training import Arm, RunQuantity, StudyAnswer, UnitHistory
 from mixer_probe.training.arms import gather, stored_results, study_parser, train_study
@@ -93,9 +94,10 @@ def answer(results: list[Result]) -> StudyAnswer:
     for r in quantities:
         if r.quantity in UNIT_QUANTITIES:
             halves = half_rise(r.steps, r.values[0].mean(-1))
-            of_seeds = ", ".join(f"{2**half:,.0f}" for half in halves)
+            steps, seeds = join([f"{2**half:,.0f}" for half in halves]), join(map(str, r.seeds))
             sentences += [
-                f"{quantity_sentences([r])[0]} Half of it is reached at steps {of_seeds} (seeds)."
+                f"{quantity_sentences([r])[0]} Half of it is reached at steps {steps} (seeds "
+                f"{seeds})."
             ]
     return StudyAnswer(QUESTION, tuple(sentences))
 

@@ -52,10 +52,15 @@ def _one_arm(r: RunQuantity) -> str:
     else:
         over, ends = "", [Number("", float(values[0, i])) for i in (0, -1)]
         where = [f"in {r.layers[i]}" for i in (0, -1)]
+    begin = f"{name}: {r.quantity}{over}:"
+    if len(r.steps) > 1 and len(r.seeds) > 1 and np.ptp(r.values[0, :, -1].mean(1)) < 1e-9:
+        # As of the similarity to the last step itself, whose change says nothing more.
+        first = r.mean(arm, slice(0, 1))
+        return f"{begin} {shown(r, first)} {where[0]}, {shown(r, ends[1])} {where[1]} ({n})."
     verdict = "a" if significant(change) else "no significant"
     return (
-        f"{name}: {r.quantity}{over}: {shown(r, ends[0])} {where[0]} and {shown(r, ends[1])} "
-        f"{where[1]}, {verdict} change {shown(r, change, sign=True)} ({n})."
+        f"{begin} {shown(r, ends[0])} {where[0]} and {shown(r, ends[1])} {where[1]}, {verdict} "
+        f"change {shown(r, change, sign=True)} ({n})."
     )
 
 
