@@ -347,10 +347,10 @@ class _Fit:
             return
         chosen = torch.multinomial(weights, len(unused), generator=generator)
         self._start(unused, errors[chosen.to(errors.device)] + d.origin)
-        for parameter, moments in self.optimizer.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                index = (slice(None), unused) if parameter is d.bias else unused
-                moments[name][index] = 0
+        for name in ("exp_avg", "exp_avg_sq"):
+            for parameter in (d.encoder, d.decoder):
+                self.optimizer.state[parameter][name][unused] = 0
+            self.optimizer.state[d.bias][name][:, unused] = 0
 
     # -- states ------------------------------------------------------------------------------------
 

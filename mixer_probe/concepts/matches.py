@@ -120,7 +120,8 @@ def dictionary_activity(
     """The activity [image, cell, atom] of atoms in one network of a dictionary."""
     x = positions_of(dictionary, parts, [np.arange(len(parts[0].values))] * len(parts))[network]
     shape = (*parts[network].values.shape[:2], dictionary.atoms)
-    return dictionary.code(network, x).cpu().numpy().reshape(shape)
+    found: np.ndarray = dictionary.code(network, x).cpu().numpy()
+    return found.reshape(shape)
 
 
 @checked(MeasureError)

@@ -174,6 +174,28 @@ def test_entropy_by_hand() -> None:
     assert found[3] == pytest.approx(-(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)))
 
 
+def test_more_atoms_than_channels_are_renewed() -> None:
+    """Atoms without use start anew, with the moments of the optimizer at zero, and no other."""
+    truth = planted(40)
+    recipe = DictionaryRecipe(atoms=300, active=2, epochs=4, batch_size=64)
+    fit = module._Fit(truth.parts, recipe, orders(truth.parts, 0, False), torch.device("cpu"))
+    fit.epoch(0)
+    d, state = fit.dictionary, fit.optimizer.state
+    before = {id(p): state[p]["exp_avg"].clone() for p in d.parameters()}
+    used = torch.ones_like(d.bias)
+    used[:, 250:] = 0
+    d.decoder.data.copy_(torch.nn.functional.normalize(torch.randn(300, 112), dim=1))
+    encoder = d.encoder.detach().clone()
+    fit._renew(used, 0)
+    assert not state[d.bias]["exp_avg"][:, 250:].any()
+    for parameter in (d.encoder, d.decoder):
+        assert not state[parameter]["exp_avg"][250:].any()
+        assert torch.equal(state[parameter]["exp_avg"][:250], before[id(parameter)][:250])
+    assert torch.equal(state[d.origin]["exp_avg"], before[id(d.origin)])
+    assert torch.equal(d.encoder[:250], encoder[:250])
+    assert not torch.equal(d.encoder[250:], encoder[250:])
+
+
 def test_shuffled_orders_pair_no_image_with_itself() -> None:
     parts = planted(30).parts
     found = orders(parts, 3, True)

@@ -474,6 +474,7 @@ WITH_INTERVALS = {
     "ProbeResult": 2,
     "FewShotResult": 1,
     "ClassLens": 3,
+    "Stitching": 3,
     "Lesions": 2,
     "UnitImportance": 3,
     "ControlTask": 3,

@@ -112,6 +112,9 @@ def stitching_curves(results: Sequence[Stitching], fit: str = "ridge") -> Figure
             )
             style = {"color": COLOURS[i], "marker": MARKERS[i]}
             curve(axes, x, middle, (low, high), style)
+            if len(x) == 1:
+                # A band of one place has no width.
+                axes.vlines(x, low, high, color=COLOURS[i], linewidth=1)
             used[condition] = Line2D([], [], label=LABELS[condition], **style)  # type: ignore[arg-type]
         title = f"{model_label(r.donor)} to {model_label(r.receiver)}"
         axes.set(title=title, xlabel="relative depth in the receiver", xlim=(-0.03, 1.03))

@@ -25,10 +25,10 @@ def stitching_section(results: Sequence[Stitching]) -> list[Section]:
     """Which layers of each network can serve which layers of another."""
     pictures = [
         picture
-        for directions in _pairs(results)
+        for k, directions in enumerate(_pairs(results), 1)
         for fit in _FITTED
         if any(fit in r.fits for r in directions)
-        for picture in _pictures(directions, fit)
+        for picture in _pictures(directions, fit, k)
     ]
     table = Table(
         "Every fit, condition and pair of layers. recovered: (accuracy − chance) / (own accuracy − "
@@ -61,8 +61,8 @@ def _pairs(results: Sequence[Stitching]) -> list[list[Stitching]]:
     return groups
 
 
-def _pictures(directions: Sequence[Stitching], fit: str) -> list[Picture]:
-    """Curves and maps of one pair of networks."""
+def _pictures(directions: Sequence[Stitching], fit: str, number: int) -> list[Picture]:
+    """Curves and maps of one pair of networks; the `number` tells several results of it apart."""
     r = directions[0]
     pair = f"{name_of(r.donor)} and {name_of(r.receiver)}"
     what = (
@@ -76,7 +76,7 @@ def _pictures(directions: Sequence[Stitching], fit: str) -> list[Picture]:
         "Class-matched noise: vectors that tell a linear probe as much of the class as the "
         "donor's, and nothing else. Another training seed of the receiver is the ceiling."
     )
-    name = f"stitching-{fit}-{r.donor.name}-{r.receiver.name}"
+    name = f"stitching-{number}-{fit}-{r.donor.name}-{r.receiver.name}"
     return [
         Picture(
             partial(stitching_curves, directions, fit),
