@@ -35,6 +35,9 @@ def concepts(
     active: Annotated[int, typer.Option(min=1, help="Atoms that are active at a position.")] = 16,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the activations.")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="Dictionaries with seeds of their own.")] = 2,
+    factors: Annotated[
+        int, typer.Option(min=0, help="Concepts by non-negative matrix factorisation; 0: none.")
+    ] = 32,
     other: Annotated[
         str | None,
         typer.Option(
@@ -92,6 +95,7 @@ def concepts(
         others=[load() for load in others],
         controls=CONTROLS if controls else ("two seeds",),
         seeds=seeds,
+        factors=factors,
         batch_size=batch_size,
         device=str(networks[0].device),
     )

@@ -3,10 +3,12 @@ the features of one serve another."""
 
 from mixer_probe.concepts.dictionary import Dictionary, DictionaryRecipe, fit_dictionary
 from mixer_probe.concepts.grid_activations import GridActivations, common_grid, layer_at
+from mixer_probe.concepts.matches import ConceptMatches, match_concepts, nmf_activity
 from mixer_probe.concepts.sharing import ConceptSharing, concept_sharing, shared_concepts
 from mixer_probe.concepts.stitching import Stitching, asymmetry, stitch
 
 __all__ = [
+    "ConceptMatches",
     "ConceptSharing",
     "Dictionary",
     "DictionaryRecipe",
@@ -17,6 +19,8 @@ __all__ = [
     "concept_sharing",
     "fit_dictionary",
     "layer_at",
+    "match_concepts",
+    "nmf_activity",
     "shared_concepts",
     "stitch",
 ]

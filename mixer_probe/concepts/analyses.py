@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mixer_probe.capture import Inputs
+from mixer_probe.concepts.matches import ConceptMatches
 from mixer_probe.concepts.sharing import ConceptSharing
 from mixer_probe.concepts.stitching import Stitching, stitch
+from mixer_probe.concepts.views.matches import matches_section
 from mixer_probe.concepts.views.sharing import sharing_sections
 from mixer_probe.concepts.views.stitching import stitching_section
 from mixer_probe.core.analysis import Analysis, Room, View
@@ -62,5 +64,9 @@ ROOM = Room(
             in_memory=True,
         ),
     ),
-    (View(ConceptSharing, sharing_sections), View(Stitching, stitching_section)),
+    (
+        View(ConceptSharing, sharing_sections),
+        View(ConceptMatches, matches_section),
+        View(Stitching, stitching_section),
+    ),
 )

@@ -3,6 +3,7 @@ two networks, or of the two ways, are the same."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -10,6 +11,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import MiniBatchNMF
+from sklearn.exceptions import ConvergenceWarning
 
 from mixer_probe.concepts.dictionary import Dictionary, check_parts, positions_of
 from mixer_probe.concepts.grid_activations import GridActivations
@@ -100,10 +102,13 @@ def nmf_activity(
             f"'{fit.layer.name}': take fewer"
         )
     model = MiniBatchNMF(
-        concepts, init="nndsvda", batch_size=_BATCH, max_iter=20, random_state=seed
+        concepts, init="nndsvda", batch_size=_BATCH, max_iter=100, random_state=seed
     )
-    model.fit(_signed(fit.values))
-    found: np.ndarray = model.transform(_signed(test.values))
+    with warnings.catch_warnings():
+        # Batches end where they end; the activities are those of the directions found.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(_signed(fit.values))
+        found: np.ndarray = model.transform(_signed(test.values))
     return found.reshape(*test.values.shape[:2], concepts)
 
 
@@ -150,7 +155,8 @@ def match_concepts(
 def _standardised(activity: np.ndarray) -> np.ndarray:
     x = activity - activity.mean((0, 1), keepdims=True)
     norm = np.sqrt(np.square(x).sum((0, 1), keepdims=True))
-    return np.divide(x, norm, out=np.zeros_like(x, dtype=np.float64), where=norm > 0)
+    found: np.ndarray = np.divide(x, norm, out=np.zeros(x.shape), where=norm > 0)
+    return found
 
 
 def _matched(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

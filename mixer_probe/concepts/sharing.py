@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import combinations
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -22,6 +23,12 @@ from mixer_probe.concepts.dictionary import (
     positions_of,
 )
 from mixer_probe.concepts.grid_activations import Cells, GridActivations, common_grid
+from mixer_probe.concepts.matches import (
+    ConceptMatches,
+    concept_matches,
+    dictionary_activity,
+    nmf_activity,
+)
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.finding import Number
 from mixer_probe.core.frame import Frame
@@ -31,6 +38,7 @@ from mixer_probe.core.validate import checked
 from mixer_probe.models import Model
 from mixer_probe.stats.intervals import crossed_interval
 
+Parts = list[GridActivations]
 Sums = dict[str, np.ndarray]
 Condition = Literal["networks", "shuffled images", "untrained", "two seeds"]
 CONTROLS: tuple[Condition, ...] = ("shuffled images", "untrained", "two seeds")
@@ -149,14 +157,26 @@ def concept_sharing(
     Raises what `fit_dictionary` raises, and MeasureError for one network, for `test` activations of
     other networks or layers, and for fewer images than groups."""
     recipe = recipe or DictionaryRecipe()
-    if len(fit) < 2:
-        raise MeasureError("sharing needs at least two networks")
-    dictionaries, sums = [], []
     shuffled = condition == "shuffled images"
-    for seed in range(recipe.seed, recipe.seed + seeds):
-        found = fit_dictionary(fit, replace(recipe, seed=seed), shuffled=shuffled, device=device)
-        sums.append(code_sums(found, test, orders(test, seed, shuffled)))
-        dictionaries.append(found)
+    dictionaries = _dictionaries(fit, recipe, shuffled, seeds, device)
+    return sharing_of(dictionaries, fit, test, recipe, condition)
+
+
+def sharing_of(
+    dictionaries: Sequence[Dictionary],
+    fit: Sequence[GridActivations],
+    test: Sequence[GridActivations],
+    recipe: DictionaryRecipe,
+    condition: Condition = "networks",
+) -> ConceptSharing:
+    """`ConceptSharing` of dictionaries that were trained with the recipe's seed and those after
+    it."""
+    shuffled = condition == "shuffled images"
+    seeds = tuple(range(recipe.seed, recipe.seed + len(dictionaries)))
+    sums = [
+        code_sums(found, test, orders(test, seed, shuffled))
+        for found, seed in zip(dictionaries, seeds, strict=True)
+    ]
     every = {name: np.stack([one[name] for one in sums]) for name in sums[0]}
     return ConceptSharing(
         models=tuple(part.model for part in test),
@@ -168,11 +188,26 @@ def concept_sharing(
         fit_images=fit[0].images,
         atoms=recipe.atoms,
         active=recipe.active,
-        seeds=tuple(range(recipe.seed, recipe.seed + seeds)),
+        seeds=seeds,
         **{name: _estimate(every, of) for name, of in _QUANTITIES.items()},
         energies=_energies(every).sum(1) / every["positions"].sum(1)[:, None, None],
         stability=_stability(dictionaries, every),
     )
+
+
+def _dictionaries(
+    fit: Sequence[GridActivations],
+    recipe: DictionaryRecipe,
+    shuffled: bool,
+    seeds: int,
+    device: str,
+) -> list[Dictionary]:
+    if len(fit) < 2:
+        raise MeasureError("sharing needs at least two networks")
+    return [
+        fit_dictionary(fit, replace(recipe, seed=seed), shuffled=shuffled, device=device)
+        for seed in range(recipe.seed, recipe.seed + seeds)
+    ]
 
 
 def code_sums(
@@ -309,11 +344,14 @@ def shared_concepts(
     grid: Cells | None = None,
     others: Sequence[Model | None] = (),
     controls: Sequence[Condition] = CONTROLS,
+    factors: int = 32,
     seeds: int = 2,
     batch_size: int = 64,
     device: str = "cpu",
-) -> list[ConceptSharing]:
-    """`concept_sharing` of networks at one layer each, and of what it has to be compared with.
+) -> list[ConceptSharing | ConceptMatches]:
+    """`concept_sharing` of networks at one layer each, and of what it has to be compared with; then
+    the concepts of each network by non-negative matrix factorisation, `factors` of them, matched
+    between networks, and with the atoms of the first dictionary (0: none).
 
     `others` are, in the order of the networks, networks of the same architecture trained with
     another seed, or None: each pair shares as much as training allows. `grid` (rows, columns) is by
@@ -324,18 +362,21 @@ def shared_concepts(
             raise MeasureError(f"{len(given)} {name} for {len(models)} networks: give one each")
     cells = grid or common_grid([m.layer(name) for m, name in zip(models, layers, strict=True)])
 
-    def parts(networks: Sequence[Model], names: Sequence[str]) -> list[list[GridActivations]]:
-        return [
+    def parts(networks: Sequence[Model], names: Sequence[str]) -> tuple[Parts, Parts]:
+        of_fit, of_test = (
             [
                 GridActivations.of(model, images, name, cells, batch_size)
                 for model, name in zip(networks, names, strict=True)
             ]
             for images in (fit, test)
-        ]
+        )
+        return of_fit, of_test
 
+    recipe = recipe or DictionaryRecipe()
     run = partial(concept_sharing, recipe=recipe, seeds=seeds, device=device)
     trained = parts(models, layers)
-    results = [run(*trained)]
+    dictionaries = _dictionaries(trained[0], recipe, False, seeds, device)
+    results: list[ConceptSharing | ConceptMatches] = [sharing_of(dictionaries, *trained, recipe)]
     if "shuffled images" in controls:
         results.append(run(*trained, condition="shuffled images"))
     if "untrained" in controls:
@@ -346,4 +387,30 @@ def shared_concepts(
             second = parts([other], [layers[i]])
             both = [[mine[i], theirs[0]] for mine, theirs in zip(trained, second, strict=True)]
             results.append(run(*both, condition="two seeds"))
-    return results
+    return results + (_factored(dictionaries[0], *trained, factors, recipe.seed) if factors else [])
+
+
+def _factored(
+    dictionary: Dictionary,
+    fit: Sequence[GridActivations],
+    test: Sequence[GridActivations],
+    factors: int,
+    seed: int,
+) -> list[ConceptSharing | ConceptMatches]:
+    """NMF concepts of all pairs of networks, and of each network with its atoms."""
+    nmf = [nmf_activity(*sides, factors, seed) for sides in zip(fit, test, strict=True)]
+    of_pairs = [
+        concept_matches(test[i], test[j], (nmf[i], nmf[j]), seed=seed)
+        for i, j in combinations(range(len(test)), 2)
+    ]
+    of_two = [
+        concept_matches(
+            part,
+            part,
+            (nmf[i], dictionary_activity(dictionary, test, i)),
+            ("NMF", "dictionary"),
+            seed=seed,
+        )
+        for i, part in enumerate(test)
+    ]
+    return [*of_pairs, *of_two]

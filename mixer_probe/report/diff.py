@@ -115,7 +115,8 @@ _KEYS = frozenset(
         "source",
         "test",
         "statistic",
-        "condition",
+        "kind_a",
+        "kind_b",
     )
 )
 # In some tables a column of that name is the answer.

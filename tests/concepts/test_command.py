@@ -7,12 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixer_probe.concepts import ConceptSharing
+from mixer_probe.concepts import ConceptMatches, ConceptSharing
 from mixer_probe.core.result import load_results
 from tests.test_cli import Run, run
 
 __all__ = ["run"]
-SMALL = ("--limit", "30", "--atoms", "16", "--active", "4", "--epochs", "2", "--device", "cpu")
+SMALL = (
+    "--limit",
+    "30",
+    "--factors",
+    "3",
+    "--atoms",
+    "16",
+    "--active",
+    "4",
+    "--epochs",
+    "2",
+    "--device",
+    "cpu",
+)
 
 
 def test_concepts_writes_every_condition(run: Run, tmp_path: Path) -> None:
@@ -20,8 +33,11 @@ def test_concepts_writes_every_condition(run: Run, tmp_path: Path) -> None:
     networks = ("zoo:mixer", "zoo:vit", "--other", "zoo:mixer-s1,zoo:vit-s1", "--seeds", "1")
     code, printed, err = run("concepts", *networks, *SMALL, "--out", str(out))
     assert code == 0, err
-    results = load_results(out)
-    assert all(isinstance(r, ConceptSharing) for r in results)
+    every = load_results(out)
+    results = [r for r in every if isinstance(r, ConceptSharing)]
+    matches = [r for r in every if isinstance(r, ConceptMatches)]
+    assert [(r.kind_a, r.kind_b) for r in matches] == [("NMF", "NMF")] + [("NMF", "dictionary")] * 2
+    assert {len(r.correlation) for r in matches} == {3}
     conditions = [r.condition for r in results]
     assert conditions == ["networks", "shuffled images", "untrained", "two seeds", "two seeds"]
     first, shuffled, untrained, mixer, _ = results

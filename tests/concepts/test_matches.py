@@ -23,7 +23,7 @@ def signed(images: int, draw: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Sparse amplitudes of 6 concepts [image, cell, concept], and their sum in directions of one
     sign per channel [image, cell, channel]."""
     rng = np.random.default_rng(0)
-    directions = rng.uniform(size=(6, 12)) * (rng.random((6, 12)) < 0.4) * rng.choice([-1, 1], 12)
+    directions = np.kron(np.eye(6), [[1, 0.5]]) * rng.choice([-1, 1], 12)
     rng = np.random.default_rng((1, draw))
     code = rng.uniform(0.5, 1.5, (images, 16, 6)) * (rng.random((images, 16, 6)) < 0.25)
     return code, code @ directions
@@ -35,7 +35,7 @@ def test_factorisation_finds_planted_concepts_in_other_images() -> None:
     assert found.shape == (40, 16, 6)
     assert (found >= 0).all()
     correlation, pairs, null = match_concepts(code, found, 19)
-    assert correlation.min() > 0.9
+    assert correlation.min() > 0.99
     assert sorted(pairs[:, 1]) == list(range(6))
     assert null.max() < 0.4
 

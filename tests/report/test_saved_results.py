@@ -20,6 +20,7 @@ import pytest
 
 import mixer_probe as mp
 from mixer_probe.concepts import DictionaryRecipe, concept_sharing
+from mixer_probe.concepts.matches import concept_matches
 from mixer_probe.core.errors import MixerProbeWarning, StoreError
 from mixer_probe.core.result import Result, load_results, open_results, save_results, to_dict
 from mixer_probe.core.section import Picture, Section, Table
@@ -170,6 +171,18 @@ def shared() -> list[Any]:
     ]
 
 
+def matched() -> list[Any]:
+    """Two networks, and two kinds of concepts of one."""
+    a, b = planted(20).parts[:2]
+    rng = np.random.default_rng(0)
+    codes = [rng.random((20, 16, k)) for k in (5, 4)]
+    codes.append(codes[0] + 0.3 * rng.random((20, 16, 5)))
+    return [
+        concept_matches(a, b, (codes[0], codes[1]), draws=19),
+        concept_matches(a, a, (codes[0], codes[2]), ("NMF", "dictionary"), draws=19),
+    ]
+
+
 def grounded() -> list[Any]:
     """A measure that knows the groups of networks and the order of layers, one that knows neither,
     and one that is not defined; by a test that can be passed and one that cannot."""
@@ -246,6 +259,7 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "LayerMatches": lambda: [best_matches(m) for m in similar()],
     "GroundedTests": grounded,
     "ConceptSharing": shared,
+    "ConceptMatches": matched,
     "LayerIdentification": lambda: [
         layer_identification(*[mp.extract(models()[0], images())] * 2, "cka")
     ],

@@ -38,6 +38,10 @@ REASONS: dict[str, str] = {
     "ClassLens": SHARE,
     "ClassLens agreement": SHARE,
     "ClassLens behind": "paired shares (Tango), n = 100: 0.9, 0.8",
+    **{
+        f"ConceptSharing {name}": "no case here: test_sharing simulates other images"
+        for name in ("r2", "cofiring", "sharing")
+    },
     "ControlTask": RIDGE,
     "ControlTask selectivity": "selectivity, n = 200",
     "ControlTask relative": "relative selectivity, n = 200",
