@@ -33,7 +33,11 @@ _FAMILIES: dict[str, Family] = {
     "convnext": "cnn",
     "convmixer": "cnn",
 }
-_ZOO_FAMILIES: dict[str, Family] = {"mixer": "mixer", "vit": "vit", "resnet": "cnn"}
+_ZOO_FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(("mixer", "resmlp", "gmlp", "gmixer"), "mixer"),
+    "vit": "vit",
+    **dict.fromkeys(("resnet", "convmixer"), "cnn"),
+}
 
 
 @dataclass(frozen=True)
