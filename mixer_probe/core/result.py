@@ -63,6 +63,7 @@ _PACKAGES = (
     "visualization",
     "cost",
     "mixing",
+    "concepts",
     "training",
     "study",
     "report",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,6 +20,7 @@ from mixer_probe.capture import (
     intervene,
     reference_means,
 )
+from mixer_probe.capture.resumed import finished_before, recorded_blocks
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.frame import Frame
@@ -287,7 +287,7 @@ def predictions_under(
                 )
             x = batch.to(model.device, model.dtype)
             rows = slice(start, start + len(x))
-            with _recorded(model) as outputs:
+            with recorded_blocks(model) as outputs:
                 logits = _logits(model, x)
             predicted[0, rows] = logits.argmax(1).cpu().numpy()
             target = torch.from_numpy(predicted[0, rows] if labels is None else labels[rows])
@@ -296,7 +296,7 @@ def predictions_under(
             if not changes:
                 advance(len(x))
             for k, (layer, change) in enumerate(changes, 1):
-                before = _finished_before(model, layer, outputs)
+                before = finished_before(model, layer, outputs)
                 with (
                     returned(model.module, before),
                     intervene(model, {layer.name: change}, images=reference),
@@ -313,34 +313,6 @@ def _bytes_of_blocks(model: Model) -> int:
     """Bytes of the outputs of all blocks for one image."""
     blocks = [layer for layer in model.layers if layer.kind == "block"]
     return sum(4 * (b.positions + b.prefix_tokens) * b.channels for b in blocks)
-
-
-@contextmanager
-def _recorded(model: Model) -> Iterator[dict[str, torch.Tensor]]:
-    """Outputs of blocks by path, from the pass inside; none of blocks that run several times."""
-    outputs: dict[str, torch.Tensor] = {}
-    runs = [run.block.path for run in model.structure.runs]
-    paths = runs if len(set(runs)) == len(runs) else []
-
-    def see(call: Call) -> None:
-        outputs[call.path] = call.output.clone()
-
-    with hooked(model.module, paths, see):
-        yield outputs
-
-
-def _finished_before(
-    model: Model, layer: Layer, outputs: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The outputs of the blocks that have finished when the layer begins to run."""
-    own = layer.module + "."
-    return {
-        run.block.path: outputs[run.block.path]
-        for run in model.structure.runs
-        if run.block.path in outputs
-        and run.order < layer.order
-        and not own.startswith(run.block.path + ".")
-    }
 
 
 def _logits(model: Model, x: torch.Tensor) -> torch.Tensor:

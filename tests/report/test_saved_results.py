@@ -41,6 +41,7 @@ from mixer_probe.similarity.summary import model_similarity
 from mixer_probe.study import StudySettings, run_analyses, run_study
 from mixer_probe.weights import convolution_equivalence, paper_figures
 from tests import probes
+from tests.concepts import linear_networks
 from tests.networks import CASES
 from tests.training import samples
 
@@ -195,6 +196,7 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "FrequencyProfile": lambda: mixed("fourier", "FrequencyProfile"),
     "ResidualStream": lambda: mixed("residual", "ResidualStream"),
     "ClassLens": read_early,
+    "ConceptAtoms": lambda: [linear_networks.atoms()],
     "Lesions": lambda: ablated()[::2],
     "UnitImportance": lambda: ablated()[1:2],
     "StudyAnswer": samples.answers,

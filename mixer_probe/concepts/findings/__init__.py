@@ -1,0 +1,1 @@
+"""Sentences on the features that networks share."""

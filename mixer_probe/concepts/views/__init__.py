@@ -1,0 +1,1 @@
+"""Sections on the features that networks share."""
