@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mixer_probe import (
         attribution,
         channels,
+        concepts,
         cost,
         images,
         invariance,
@@ -69,6 +70,7 @@ _HOMES = {
     "mixer_probe": (
         "attribution",
         "channels",
+        "concepts",
         "cost",
         "images",
         "invariance",
@@ -141,6 +143,7 @@ __all__ = [
     "class_selectivity",
     "compare",
     "compare_models",
+    "concepts",
     "cost",
     "dissect",
     "effective_receptive_field",

@@ -304,7 +304,7 @@ def _inside(w: World, what: Any, images: Any = None) -> Any:
 
 def _atoms(w: World) -> Any:
     """Atoms of a dictionary of one network; some images twice, for a dictionary needs more."""
-    images = w.images.subset(np.arange(24) % N)
+    images = w.images.subset(np.arange(24) % len(w.images))
     part = GridActivations.of(w.model, images, "blocks.0", (2, 2))
     found = fit_dictionary([part], DictionaryRecipe(atoms=8, active=2, epochs=2))
     few: dict[str, Any] = {"most": 3, "k": 1, "causal_images": 9, "draws": 1, **FEW}
@@ -846,6 +846,7 @@ OWN_TEST = {
 
 _ARRAYS = "takes arrays of answers, which know no images"
 NEITHER = {
+    "concepts.layer_at": "names a layer, the same in any network of this architecture",
     "images.from_arrays": "makes images",
     "cost.time_forward": "seconds of this machine, which are others each time",
     "cost.time_together": "seconds of this machine, which are others each time",

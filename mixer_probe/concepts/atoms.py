@@ -41,6 +41,7 @@ from mixer_probe.models.classes import labels_as_outputs
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.inputs import to_grid
 from mixer_probe.stats import (
+    FEWEST,
     check_permutations,
     crossed_interval,
     delta_interval,
@@ -57,13 +58,17 @@ from mixer_probe.weights.spectrum import power_spectrum
 
 # Owners of an atom other than a network: all networks, or neither all nor one.
 ALL, SOME = -1, -2
-# An atom is shared by all networks where each has this fraction of an equal share of its energy.
-SHARED = 0.5
+# An atom is shared by all networks where each has this fraction of an equal share of its energy. A
+# network has it at all with this fraction of its energy.
+SHARED, PRESENT = 0.5, 0.01
+# Atoms with a smaller fraction of an equal share of the energy of every network are not shown.
+LEAST = 0.1
 # A crop shows this fraction of a side of the image.
 CONTEXT = 0.5
 # Draws of the null that a map may lie anywhere in its image.
 SHIFTS = 199
 _IMAGES = 256
+EFFECTS = ("logit", "effect", "excess", "accuracy", "class_accuracy")
 # Rounding must not make equal statistics differ.
 _ROUNDING = 1e-9
 
@@ -78,21 +83,23 @@ class ConceptAtoms(Result):
     90 % of the energy of an atom, -1 where every network has at least half of an equal share of it
     (shared by all), -2 for others. `energies` [network, atom] are as in `ConceptSharing`. The
     activity of an atom at a cell is the norm of what it adds there to a network's normalised
-    activations, by the network's own code.
+    activations, by the network's own code. p-values and the effects of removal are NaN in networks
+    with less than 1 % of the energy of an atom.
 
     - `class_means` [network, atom, class]: mean activity of the images of a class; `best_class`
       [network, atom] is the class with the largest, -1 for atoms that are never active; `auroc` is
       the probability that an image of it has the larger mean activity than one of another class,
       ties counting half; `class_p` its p-value over label `permutations`, corrected for the choice
       of the class and for all atoms and networks (Westfall and Young 1993).
-    - `position_r2` [network, atom]: fraction of the variance of the activity that the cell explains
+    - `mean_map` [network, atom, row, column]: mean activity at each cell. `position_r2` [network,
+      atom]: fraction of the variance of the activity that the cell explains
       (eta squared). `position_null` is its expectation where content does not depend on position:
       each map lies anywhere in its image (shifts around the edges), which is the variance within
       images divided by the number of images. `position_p` is the p-value over such shifts,
       corrected for all atoms and networks.
     - `frequency` [network, atom, (value, low, high)]: mean spatial frequency of the maps of the
       activity in cycles per image, weighted by power, without their means. `white_frequency` is
-      that of maps without spatial structure.
+      that of equal power at all frequencies.
     - `top_image`, `top_cell`, `top_value` [network, atom, rank]: the images with the largest
       activity, the cell that has it, and the activity. `crops` (uint8 RGB) are their surroundings,
       `boxes` (top, left, bottom, right) of the cell as fractions of the crop.
@@ -134,6 +141,7 @@ class ConceptAtoms(Result):
     auroc: Annotated[np.ndarray, "network", "atom"]
     class_p: Annotated[np.ndarray, "network", "atom"]
     permutations: int
+    mean_map: Annotated[np.ndarray, "network", "atom", "row", "column"]
     position_r2: Annotated[np.ndarray, "network", "atom"]
     position_null: Annotated[np.ndarray, "network", "atom"]
     position_p: Annotated[np.ndarray, "network", "atom"]
@@ -162,7 +170,8 @@ class ConceptAtoms(Result):
     def sharedness(self) -> Annotated[np.ndarray, "atom"]:
         """Entropy of the energy of each atom over networks, relative to that of equal energies; NaN
         for a single network."""
-        return entropy(self.energies, axis=0)
+        # Without negative zeros.
+        return entropy(self.energies, axis=0) + 0.0
 
     @property
     def shared_by(self) -> Annotated[tuple[str, ...], "atom"]:
@@ -177,11 +186,16 @@ class ConceptAtoms(Result):
         return names
 
     @property
+    def present(self) -> Annotated[np.ndarray, "network", "atom"]:
+        """Whether a network has an atom: at least 1 % of its energy."""
+        return _present(self.energies)
+
+    @property
     def used(self) -> Annotated[np.ndarray, "network", "atom"]:
         """Whether the logit of the right class changes more without an atom than along random
         directions, corrected for all atoms and networks (Bonferroni)."""
         value, low, high = np.moveaxis(self.excess, -1, 0)
-        p = difference_p(0.0, 0.0, 0.0, value, low, high) * value.size
+        p = difference_p(0.0, 0.0, 0.0, value, low, high) * np.isfinite(low).sum()
         found: np.ndarray = (value > 0) & (p <= LEVEL)
         return found
 
@@ -237,29 +251,32 @@ def concept_atoms(
     grid = parts[0].grid
     maps = activity.reshape(*activity.shape[:-1], *grid)
     frequency, white = mean_frequency(maps)
-    selective = class_selectivity(activity.mean(-1), target, permutations, seed)
+    present = _present(energies[:, index])
+    selective = class_selectivity(activity.mean(-1), target, present, permutations, seed)
     top = _top(activity, k)
     crops, boxes = _crops(models, images, top["top_image"], top["top_cell"], grid, pixels)
     rows = (
         stratified(labels, min(causal_images, len(labels)), seed) if causal_images else np.arange(0)
     )
-    found = [
-        removal(
+    effects = {name: np.full((*present.shape, 3), np.nan) for name in EFFECTS}
+    effects["control"] = np.full((*present.shape, draws), np.nan)
+    for i, (model, part) in enumerate(zip(models, parts, strict=True) if len(rows) else ()):
+        if not present[i].any():
+            continue
+        found = removal(
             dictionary,
             i,
             model,
             part,
-            index,
+            index[present[i]],
             part_of(images, rows),
-            [target[rows] == best for best in selective["best_class"][i]],
+            [target[rows] == best for best in selective["best_class"][i, present[i]]],
             draws=draws,
             batch_size=batch_size,
             seed=seed + i,
         )
-        if len(rows)
-        else _unknown(len(index), draws)
-        for i, (model, part) in enumerate(zip(models, parts, strict=True))
-    ]
+        for name, values in found.items():
+            effects[name][i, present[i]] = values
     return ConceptAtoms(
         models=tuple(part.model for part in parts),
         layers=tuple(part.layer.name for part in parts),
@@ -273,16 +290,21 @@ def concept_atoms(
         class_names=tuple(class_name(int(c), images.class_names) for c in classes),
         **selective,
         permutations=permutations,
-        **position_dependence(maps, min(permutations, SHIFTS), seed),
+        **position_dependence(maps, present, min(permutations, SHIFTS), seed),
         frequency=frequency,
         white_frequency=white,
         **top,
         crops=crops,
         boxes=boxes,
         n_causal=len(rows),
-        **{name: np.stack([one[name] for one in found]) for name in found[0]},
+        **effects,
         seed=seed,
     )
+
+
+def _present(energies: np.ndarray) -> np.ndarray:
+    found: np.ndarray = energies >= PRESENT * energies.sum(0)
+    return found
 
 
 def _check(models: Sequence[Model], parts: Sequence[GridActivations], images: ImageSource) -> None:
@@ -308,19 +330,20 @@ def choose_atoms(energies: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarra
 
     Those shared by all networks and those of each network take turns, each giving its atom of the
     largest energy over all networks, until there are `most`; atoms of neither kind fill what is
-    left. Atoms that are never active are left out. The order is: shared by all, of each network,
-    others, each by energy."""
-    total, networks = energies.sum(0), len(energies)
+    left. Atoms with less than a tenth of an equal share of the energy of every network are left
+    out. The order is: shared by all, of each network, others, each by energy."""
+    total, (networks, atoms) = energies.sum(0), energies.shape
     shares = energies / np.where(total > 0, total, 1)
+    strong = (energies > 0) & (energies >= LEAST * energies.sum(1, keepdims=True) / atoms)
     owner = np.where(shares.min(0) >= SHARED / networks, ALL, SOME)
     owner = np.where(shares.max(0) >= OWN, shares.argmax(0), owner)
     by_energy = np.argsort(-total, kind="stable")
-    by_energy = by_energy[total[by_energy] > 0]
-    turn = np.zeros(len(total), dtype=int)
+    by_energy = by_energy[strong.any(0)[by_energy]]
+    turn = np.zeros(atoms, dtype=int)
     for kind in (ALL, *range(networks)):
         own = by_energy[owner[by_energy] == kind]
         turn[own] = np.arange(len(own))
-    turn[owner == SOME] = len(total)
+    turn[owner == SOME] = atoms
     chosen = by_energy[np.argsort(turn[by_energy], kind="stable")][:most]
     place = np.where(owner == SOME, networks, owner)
     chosen = chosen[np.lexsort((-total[chosen], place[chosen]))]
@@ -345,10 +368,10 @@ def _activity(
 
 
 def class_selectivity(
-    activity: np.ndarray, target: np.ndarray, permutations: int, seed: int
+    activity: np.ndarray, target: np.ndarray, present: np.ndarray, permutations: int, seed: int
 ) -> dict[str, np.ndarray]:
     """`class_means`, `best_class`, `auroc` and `class_p` of mean activities [network, atom, image]
-    by classes `target` [image].
+    by classes `target` [image]; p-values of those that are `present` [network, atom].
 
     The statistic of the permutation test is the sum of the ranks in a class, in standard deviations
     under permuted labels (exact, ties included)."""
@@ -365,7 +388,7 @@ def class_selectivity(
     def standardised(order: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
             found: np.ndarray = (sums(ranks, order) - counts * (n + 1) / 2) / spread
-        return np.where(spread > 0, found, np.nan)
+        return np.where((spread > 0) & present[..., None], found, np.nan)
 
     means = sums(activity.astype(np.float64), order) / counts
     constant = spread[..., 0] == 0
@@ -387,14 +410,17 @@ def class_selectivity(
     }
 
 
-def position_dependence(maps: np.ndarray, shifts: int, seed: int) -> dict[str, np.ndarray]:
-    """`position_r2`, `position_null` and `position_p` of maps [network, atom, image, row, column],
-    see `ConceptAtoms`; NaN for a single cell and for atoms that are never active."""
+def position_dependence(
+    maps: np.ndarray, present: np.ndarray, shifts: int, seed: int
+) -> dict[str, np.ndarray]:
+    """`mean_map`, `position_r2`, `position_null` and `position_p` of maps [network, atom, image,
+    row, column], see `ConceptAtoms`, with p-values of those that are `present` [network, atom]; NaN
+    for a single cell and for atoms that are never active."""
     n = maps.shape[2]
     images = maps.mean((-2, -1), dtype=np.float64)[..., None, None]
     within = np.square(maps - images).sum((-3, -2, -1))
     total = np.square(maps - images.mean(2, keepdims=True)).sum((-3, -2, -1))
-    # Without the means of images, which the null has too.
+    # Where no map varies over positions there is nothing to explain.
     known = (within > 0) & (maps.shape[-1] * maps.shape[-2] > 1)
 
     def between(means: np.ndarray) -> np.ndarray:
@@ -406,13 +432,16 @@ def position_dependence(maps: np.ndarray, shifts: int, seed: int) -> dict[str, n
 
     with np.errstate(invalid="ignore", divide="ignore"):
         null = np.where(known, within / n / total, np.nan)
-    ratio = between(maps.mean(2, dtype=np.float64))
+    mean_map = maps.mean(2, dtype=np.float64)
+    ratio = between(mean_map)
     rng = np.random.default_rng(seed)
     drawn = np.array([between(_shifted_mean(maps, rng)) for _ in range(shifts)])
+    tested = np.where(present, ratio, np.nan)
     return {
+        "mean_map": mean_map,
         "position_r2": ratio * null,
         "position_null": null,
-        "position_p": max_p(ratio * (1 - _ROUNDING), drawn)
+        "position_p": max_p(tested * (1 - _ROUNDING), np.where(present, drawn, np.nan))
         if shifts
         else np.full(ratio.shape, np.nan),
     }
@@ -429,14 +458,16 @@ def _shifted_mean(maps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     sums = np.add.reduceat(maps[:, :, order], starts, axis=2, dtype=np.float64)
     for i, value in enumerate(values):
         mean += np.roll(sums[:, :, i], divmod(int(value), columns), (-2, -1))
-    return mean / n
+    mean /= n
+    return mean
 
 
 def mean_frequency(maps: np.ndarray) -> tuple[np.ndarray, float]:
     """The mean spatial frequency [network, atom, (value, low, high)] of maps [network, atom, image,
     row, column] in cycles per image, weighted by power over all images, with the interval of a
     ratio of means; and that of equal power at all frequencies. NaN for constant maps and for a
-    single cell."""
+    single cell; without an interval where the power is that of fewer than 12 images, (sum of
+    powers)² / sum of squared powers."""
     rows, columns = maps.shape[-2:]
     cycles = np.hypot(
         *np.meshgrid(
@@ -449,8 +480,10 @@ def mean_frequency(maps: np.ndarray) -> tuple[np.ndarray, float]:
         whole, weighted = power.sum((-2, -1)), (power * cycles).sum((-2, -1))
         if whole.sum() > 0:
             value = weighted.sum() / whole.sum()
-            bounds = delta_interval(value, (weighted - value * whole) / whole.mean())
-            found[place] = value, *bounds
+            found[place][0] = value
+            if whole.sum() ** 2 >= FEWEST * np.square(whole).sum():
+                influence = (weighted - value * whole) / whole.mean()
+                found[place][1:] = delta_interval(value, influence)
     cells = rows * columns
     return found, float(cycles.sum() / (cells - 1)) if cells > 1 else float("nan")
 
@@ -567,13 +600,6 @@ def _accuracy_change(after: np.ndarray, before: np.ndarray) -> np.ndarray:
     """Accuracy after minus accuracy before, of the same images, with its interval."""
     low, high = difference_interval(paired_counts(after, before))
     return np.array([after.mean() - before.mean(), low, high])
-
-
-def _unknown(atoms: int, draws: int) -> dict[str, np.ndarray]:
-    names = ("logit", "effect", "excess", "accuracy", "class_accuracy")
-    return {name: np.full((atoms, 3), np.nan) for name in names} | {
-        "control": np.full((atoms, draws), np.nan)
-    }
 
 
 def _changes(

@@ -97,6 +97,7 @@ _KEYS = frozenset(
         "kind",
         "group",
         "concept",
+        "atom",
         "image",
         "form",
         "dtype",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from mixer_probe.capture import extract
+from mixer_probe.capture.stream import transform_of
 from mixer_probe.concepts.atoms import (
     ALL,
     SOME,
@@ -25,12 +27,18 @@ from mixer_probe.concepts.atoms import (
     position_dependence,
     random_directions,
 )
+from mixer_probe.concepts.dictionary import Dictionary
 from mixer_probe.concepts.findings.atoms import atom_sentences
+from mixer_probe.concepts.grid_activations import GridActivations
 from mixer_probe.concepts.views.atoms import atom_sections
+from mixer_probe.core.dimensions import select
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.result import load_results, save_results
 from mixer_probe.core.section import Picture
+from mixer_probe.core.words import points
+from mixer_probe.images import from_arrays
 from mixer_probe.models import Model
+from mixer_probe.stats import mean_interval
 from tests.concepts.linear_networks import (
     CLASSES,
     LAYER,
@@ -44,6 +52,7 @@ from tests.concepts.linear_networks import (
     planted_dictionary,
 )
 from tests.concepts.planted import activations
+from tests.networks import CASES, as_model
 
 # -- which atoms -----------------------------------------------------------------------------------
 
@@ -78,7 +87,7 @@ def test_variance_by_position_of_an_atom_at_one_cell() -> None:
     maps[0, 0, :, 0, 1] = w
     anywhere = rng.integers(4, size=30)
     maps[0, 1].reshape(30, 4)[np.arange(30), anywhere] = w
-    found = position_dependence(maps, 199, 1)
+    found = position_dependence(maps, np.array([[True, True, True]]), 199, 1)
     total = np.square(w).sum() - 30 * w.mean() ** 2 / 4
     assert found["position_r2"][0, 0] == pytest.approx(30 * w.mean() ** 2 * 0.75 / total, rel=1e-5)
     # Of every image 3/4 of the squares are within it.
@@ -88,7 +97,8 @@ def test_variance_by_position_of_an_atom_at_one_cell() -> None:
     assert found["position_p"][0, 0] == 1 / 200
     assert found["position_p"][0, 1] > 0.05
     # An atom that is never active.
-    assert all(np.isnan(found[name][0, 2]) for name in found)
+    assert all(np.isnan(found[f"position_{name}"][0, 2]) for name in ("r2", "null", "p"))
+    np.testing.assert_allclose(found["mean_map"][0, 0], [[0, w.mean()], [0, 0]], rtol=1e-6)
 
 
 def test_the_null_of_position_is_the_mean_over_all_shifts() -> None:
@@ -102,7 +112,7 @@ def test_the_null_of_position_is_the_mean_over_all_shifts() -> None:
         values.append(
             3 * np.square(means - maps.mean()).sum() / np.square(maps - maps.mean()).sum()
         )
-    found = position_dependence(maps[None, None], 2000, 0)
+    found = position_dependence(maps[None, None], np.array([[True]]), 2000, 0)
     assert found["position_null"].item() == pytest.approx(np.mean(values))
     own = np.mean(np.array(values) >= found["position_r2"].item() - 1e-12)
     assert found["position_p"].item() == pytest.approx(own, abs=0.04)
@@ -116,7 +126,7 @@ def test_an_atom_of_one_class_is_selective_for_it() -> None:
     x[0, 0, target == 2] += 5
     x[0, 1, rng.random(60) < 0.5] = 0
     x[0, 7] = 0
-    found = class_selectivity(x, target, 199, 0)
+    found = class_selectivity(x, target, np.ones((1, 8), dtype=bool), 199, 0)
     assert found["best_class"][0, 0] == 2
     assert found["auroc"][0, 0] == 1
     assert found["class_p"][0, 0] == 1 / 200
@@ -133,9 +143,10 @@ def test_an_atom_of_one_class_is_selective_for_it() -> None:
 def test_a_corrected_p_value_is_below_its_level_as_often_as_it_says() -> None:
     rng = np.random.default_rng(3)
     target, hits = np.arange(40) % 4, 0
+    present = np.arange(12).reshape(2, 6) != 5
     for seed in range(60):
         x = rng.exponential(size=(2, 6, 40)) * (rng.random((2, 6, 40)) < 0.3)
-        hits += class_selectivity(x, target, 39, seed)["class_p"].min() <= 0.05
+        hits += np.nanmin(class_selectivity(x, target, present, 39, seed)["class_p"]) <= 0.05
     assert hits <= 8
 
 
@@ -156,6 +167,28 @@ def test_the_frequency_of_waves() -> None:
     assert low < white < high
     assert high - low < 0.1
     assert low < value < high
+
+
+def test_the_interval_of_a_frequency_holds_for_other_images() -> None:
+    """Smooth and rough maps of very different power."""
+    rng, inside = np.random.default_rng(6), []
+
+    def drawn(n: int) -> np.ndarray:
+        noise = rng.normal(size=(1, 1, n, 6, 6)) * rng.uniform(0.5, 1.5, size=(1, 1, n, 1, 1))
+        smooth = rng.random((1, 1, n, 1, 1)) < 0.5
+        return np.where(smooth, noise + np.roll(noise, 1, -1) + np.roll(noise, 1, -2), noise)
+
+    truth = mean_frequency(drawn(20000))[0][0, 0, 0]
+    for _ in range(200):
+        _, low, high = mean_frequency(drawn(50))[0][0, 0]
+        inside.append(low <= truth <= high)
+    assert 0.9 <= np.mean(inside) <= 0.985
+    # Of one image that has nearly all of the power nothing is known of others.
+    rare = drawn(50)
+    rare[:, :, 1:] *= 0.01
+    value, low, high = mean_frequency(rare)[0][0, 0]
+    assert np.isfinite(value)
+    assert np.isnan([low, high]).all()
 
 
 # -- what networks do without them -----------------------------------------------------------------
@@ -194,18 +227,43 @@ def test_removal_in_a_linear_network_is_the_closed_form(model: Model, side: int)
     np.testing.assert_array_equal(right[-1], intact)
 
 
-def test_removal_leaves_prefix_tokens_alone() -> None:
-    """A class token that reads no position keeps its logits."""
-    from mixer_probe.concepts.atoms import _spread
-    from mixer_probe.models.layer import Layer
+def test_removal_in_a_transformer_is_that_at_its_positions_alone() -> None:
+    """Against a hook of its own: the class token stays as it is."""
+    case = CASES["vit"]
+    names = tuple(f"class {i}" for i in range(5))
+    model = as_model(case.network(), case.size, class_names=names)
+    layer, rng = model.layer(LAYER), np.random.default_rng(8)
+    pixels = rng.integers(0, 256, (10, case.size, case.size, 3), dtype=np.uint8)
+    images = from_arrays(pixels, np.arange(10) % 5, class_names=names)
+    assert layer.prefix_tokens
+    assert layer.grid == (4, 4)
+    d = Dictionary([layer.channels], 4, 2)
+    for parameter in d.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+    d.requires_grad_(False)
+    part = GridActivations.of(model, images, LAYER, (2, 2))
+    (x,) = images.batches(transform_of(model), 10)
+    change, right = _changes(
+        d, 0, model, part, np.array([1]), images, d.decoder[[1]][:, None].double(), 4
+    )
+    codes = d.code(0, part.rows(np.arange(10))).reshape(10, 2, 2, 4)[..., 1]
+    at_positions = codes.repeat_interleave(2, 1).repeat_interleave(2, 2).reshape(10, 16, 1)
 
-    layer = Layer("b", "block", 1.0, (4, 4), 3, 1, 16)
-    layer = replace(layer, prefix_tokens=2)
-    codes = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    spread = _spread(codes, layer, (2, 2))
-    assert spread.shape == (1, 18)
-    assert spread[0, :2].tolist() == [0, 0]
-    assert spread[0, 2:].reshape(4, 4).tolist() == [[1, 1, 2, 2]] * 2 + [[3, 3, 4, 4]] * 2
+    def hook(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
+        changed = output.clone()
+        changed[:, layer.prefix_tokens :] -= at_positions * d.decoder[1]
+        return changed
+
+    with torch.no_grad():
+        before = model.module(x)
+        handle = model.module.get_submodule(LAYER).register_forward_hook(hook)
+        after = model.module(x)
+        handle.remove()
+    rows, labels = np.arange(10), np.arange(10) % 5
+    expected = (after - before)[rows, labels]
+    assert float(expected.abs().max()) > 0.01
+    np.testing.assert_allclose(change[0, 0], expected, atol=1e-4)
+    np.testing.assert_array_equal(right[0], after.argmax(1).numpy() == labels)
 
 
 def test_random_directions_have_the_covariance_of_the_layer() -> None:
@@ -271,8 +329,8 @@ def test_used_atoms_are_told_from_unused_ones(found: ConceptAtoms) -> None:
     assert found.used[0].tolist() == [k in (0, 1) for k in found.index]
     assert (found.control[0, [shared, used, unused]] > 0).all()
     # The second network never has the atoms of the first.
-    assert (found.effect[1, used, 0], found.control[1, used].max()) == (0, 0)
-    # The mean change is that of the closed form: its own class's row of the head, among others.
+    assert np.isnan(found.effect[1, used]).all()
+    assert found.present[:, used].tolist() == [True, False]
     assert found.logit[0, unused, 0] == pytest.approx(0, abs=1e-5)
 
 
@@ -310,10 +368,27 @@ def test_sentences_count_what_the_intervals_say(found: ConceptAtoms) -> None:
     assert "linear0" in said
     forced = replace(found, excess=np.where(np.isnan(found.excess), np.nan, [1.0, 0.9, 1.1]))
     text = " ".join(atom_sentences(forced))
-    assert "Of 2 atoms of linear0 alone, 2 change its logit" in text
+    assert "2 of 2 of those of linear0 alone and 1 of 1 of those of linear1 alone" in text
     none = replace(found, excess=np.where(np.isnan(found.excess), np.nan, [0.1, -0.1, 0.3]))
     text = " ".join(atom_sentences(none))
-    assert "Of 2 atoms of linear0 alone, 0 change its logit" in text
+    assert "0 of 2 of those of linear0 alone" in text
+    assert "0 of 1 in linear0 and 0 of 1 in linear1 (Bonferroni over 5 effects" in text
+
+
+def test_networks_differ_in_the_same_atoms_where_the_interval_says_so(found: ConceptAtoms) -> None:
+    rng = np.random.default_rng(7)
+    many = select(found, "atom", [int(found.of(ALL)[0])] * 20)
+    noise = 0.02 * rng.normal(size=(2, 20))
+    frequency = many.frequency + rng.normal(size=(2, 20, 1))
+    more = np.array([[0.0], [0.3]])
+    moved = replace(many, position_r2=many.position_null + more + noise, frequency=frequency)
+    said = [text for text in atom_sentences(moved) if "The same atoms" in text or "Maps" in text]
+    value, low, high = mean_interval(noise[1] - noise[0] + 0.3)
+    assert said == [
+        "The same atoms depend on position more in linear1 than in linear0: the variance that "
+        f"position explains beyond the null is {points(value, low, high)} larger over the 20 atoms "
+        "that both have."
+    ]
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence() -> None:

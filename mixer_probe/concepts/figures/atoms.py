@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,30 +14,38 @@ from matplotlib.lines import Line2D
 from mixer_probe.concepts.atoms import ConceptAtoms
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.plotting.board import FILL, Board
-from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, model_label, plain, styled
+from mixer_probe.plotting.style import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    SEQUENTIAL,
+    model_label,
+    plain,
+    styled,
+)
 
 # Inches of a crop and of the panels of bars; widths of texts and gaps in crops.
 _SIZE, _BARS, _TEXT, _GAP, _HEAD = 0.66, 1.75, 3.0, 0.35, 0.55
-# Crops are not shown of a network with a smaller fraction of the energy of an atom.
-FAINT = 0.01
 
 
 @styled
 def atom_gallery(result: ConceptAtoms, atoms: Sequence[int]) -> Figure:
-    """One row per atom: the crops in which it is most active in each network, the cell in a box,
-    its energy in each network, and the magnitude of the change of the logit of the right class
-    without it, beside that along random directions (open diamonds).
+    """One row per atom: its mean activity by cell in each network, the crops in which it is most
+    active, the cell in a box, its energy in each network, and the magnitude of the change of the
+    logit of the right class without it, beside that along random directions (open diamonds).
 
     `atoms` are places in the result. Raises MeasureError without atoms."""
     if not len(atoms):
         raise MeasureError("there is no atom to draw")
-    networks, k = result.top_image.shape[0], result.top_image.shape[2]
+    # The map comes before the crops.
+    networks, k = result.top_image.shape[0], result.top_image.shape[2] + 1
     ratio = result.crops.shape[3] / result.crops.shape[4]
     step = max(ratio + 0.1, 1.1)
     wide, high = _TEXT + networks * (k + _GAP), _HEAD + step * len(atoms)
     panels = 1 + int(result.n_causal > 0)
     size = wide * _SIZE + panels * (_BARS + 0.25) + 0.2, high * _SIZE + 0.75
-    figure = Figure(figsize=size, layout="none")
+    figure = Figure(figsize=size)
+    figure.set_layout_engine("none")
     bottom, top = 0.7 / size[1], high * _SIZE / size[1]
     board = Board(
         figure.add_axes((0.05 / size[0], bottom, wide * _SIZE / size[0], top)),
@@ -77,7 +86,7 @@ def atom_gallery(result: ConceptAtoms, atoms: Sequence[int]) -> Figure:
                 label="random direction",
             )
         )
-    figure.legend(handles=keys, loc="lower right", ncols=2, fontsize=7.5, bbox_to_anchor=(1, 0))
+    figure.legend(handles=keys, loc="lower left", ncols=len(keys), fontsize=8)
     return figure
 
 
@@ -99,14 +108,16 @@ def _describe(board: Board, result: ConceptAtoms, atom: int, y: float) -> None:
 
 
 def _crops(board: Board, result: ConceptAtoms, i: int, atom: int, x: float, y: float) -> None:
-    fraction = result.energies[i, atom] / result.energies[:, atom].sum()
     shown = np.flatnonzero(result.top_value[i, atom] > 0)
-    if fraction < FAINT or not len(shown):
+    if not result.present[i, atom]:
         text = "less than 1 % of its energy" if len(shown) else "never active"
         board.text(text, x, y + FILL / 2, fontsize=7.5, color=GREY, va="center")
         return
+    mean = result.mean_map[i, atom]
+    board.crop((255 * colormaps[SEQUENTIAL](mean / mean.max())[..., :3]).astype(np.uint8), x, y)
     for rank in shown:
-        board.picture(result.crops[i, atom, rank], x + float(rank), y, result.boxes[i, atom, rank])
+        place = x + 1 + float(rank)
+        board.picture(result.crops[i, atom, rank], place, y, result.boxes[i, atom, rank])
 
 
 def _offsets(networks: int) -> np.ndarray:
@@ -153,7 +164,7 @@ def _effects(axes: Axes, result: ConceptAtoms, atoms: Sequence[int], places: np.
                 zorder=4,
             )
     axes.set_xlim(left=0)
-    axes.set_xlabel("change of the logit", fontsize=8)
+    axes.set_xlabel("magnitude of logit change", fontsize=8)
     axes.tick_params(labelsize=7.5)
 
 
@@ -188,7 +199,7 @@ def atom_scatter(result: ConceptAtoms) -> Figure:
         )
     axes.set(
         xlabel="sharedness of the atom (0: one network, 1: equal energy in all)",
-        ylabel="change of the logit without it,\nminus that of a random direction",
+        ylabel="magnitude of the logit change\nminus that along random directions",
         xlim=(-0.04, 1.04),
     )
     figure.legend(loc="outside lower center", ncols=len(result.models))

@@ -13,15 +13,12 @@ from mixer_probe.stats import FEWEST, mean_interval
 from mixer_probe.stats.claims import LEVEL
 from mixer_probe.stats.differences import difference_p
 
-# A network has an atom of which it has this fraction of the energy.
-HAS = 0.1
-
 
 def atom_sentences(result: ConceptAtoms) -> tuple[str, ...]:
     """How many atoms of each owner are used, and how many in each network are selective for a class
     and tied to places; and where networks differ in the same atoms."""
-    said = list(_used_sentences(result)) if result.n_causal else []
-    has = has_atoms(result)
+    said = _used_sentences(result) if result.n_causal else []
+    has = result.present
     if result.permutations:
         for values, what in (
             (result.class_p, "are more active in one class than under permuted labels"),
@@ -36,46 +33,42 @@ def atom_sentences(result: ConceptAtoms) -> tuple[str, ...]:
                 f"Atoms that {what}: {join(counts)} (corrected for all atoms and networks; "
                 f"n = {result.n} images)."
             )
-    return (*said, *_differences(result, has))
-
-
-def has_atoms(result: ConceptAtoms) -> np.ndarray:
-    """Which networks have at least a tenth of the energy of which atoms [network, atom]."""
-    found: np.ndarray = result.energies >= HAS * result.energies.sum(0)
-    return found
+    return (*said, *_differences(result))
 
 
 def _used_sentences(result: ConceptAtoms) -> list[str]:
-    significant, said = result.used, []
+    """How many atoms of each network alone, and how many shared ones, are used."""
     names = [name_of(model) for model in result.models]
-    for i, name in enumerate(names):
-        own = result.of(i)
-        if len(own):
-            said.append(
-                f"Of {len(own)} atoms of {name} alone, {int(significant[i, own].sum())} change its "
-                "logit of the right class more, when removed, than random directions of the same "
-                "size."
-            )
-    shared = result.of(ALL)
-    if len(shared) and len(names) > 1:
-        counts = [f"{int(significant[i, shared].sum())} in {name}" for i, name in enumerate(names)]
-        said.append(f"Of {len(shared)} atoms shared by all networks, {join(counts)} do so.")
-    if said:
-        said[-1] = (
-            f"{said[-1].removesuffix('.')} (Bonferroni over {significant.size} effects; "
-            f"n = {result.n_causal} images, {result.control.shape[-1]} directions for each atom)."
-        )
-    return said
+
+    def count(network: int, atoms: np.ndarray) -> str:
+        return f"{int(result.used[network, atoms].sum())} of {len(atoms)}"
+
+    own = [
+        f"{count(i, result.of(i))} of those of {name} alone"
+        for i, name in enumerate(names)
+        if len(result.of(i))
+    ]
+    parts, shared = [join(own)] if own else [], result.of(ALL)
+    if len(shared):
+        where = join(f"{count(i, shared)} in {name}" for i, name in enumerate(names))
+        parts.append(f"of those shared by all networks, {where}")
+    if not parts:
+        return []
+    return [
+        "Atoms whose removal changes the logit of the right class more than random directions of "
+        f"the same size do: {'; '.join(parts)} (Bonferroni over {int(result.present.sum())} "
+        f"effects; n = {result.n_causal} images, {result.control.shape[-1]} directions for each "
+        "atom)."
+    ]
 
 
-def _differences(result: ConceptAtoms, has: np.ndarray) -> list[str]:
+def _differences(result: ConceptAtoms) -> list[str]:
     """Pairs of networks whose position dependence or frequency differs over the atoms that both
     have, where these are enough for an interval."""
     excess = result.position_r2 - result.position_null
     pairs, said = list(combinations(range(len(result.models)), 2)), []
     for a, b in pairs:
-        both = has[a] & has[b]
-        names = name_of(result.models[a]), name_of(result.models[b])
+        both = result.present[a] & result.present[b]
         for values, unit in ((excess, ""), (result.frequency[..., 0], "cycles")):
             difference = values[a, both] - values[b, both]
             if np.isfinite(difference).sum() < FEWEST:
@@ -84,18 +77,20 @@ def _differences(result: ConceptAtoms, has: np.ndarray) -> list[str]:
             p = float(difference_p(0.0, 0.0, 0.0, *found)) * len(pairs)
             if not p <= LEVEL:
                 continue
+            more, less = name_of(result.models[a]), name_of(result.models[b])
             if found[0] < 0:
-                names, found = names[::-1], [-found[0], -found[2], -found[1]]
+                more, less, found = less, more, [-found[0], -found[2], -found[1]]
+            value, low, high = found
             atoms = f"over the {int(both.sum())} atoms that both have"
             if unit:
                 said.append(
-                    f"Maps of the same atoms are finer in {names[0]} than in {names[1]}: by "
-                    f"{number(*found)} cycles per image {atoms}."
+                    f"Maps of the same atoms are finer in {more} than in {less}: by "
+                    f"{number(value, low, high)} cycles per image {atoms}."
                 )
             else:
                 said.append(
-                    f"The same atoms depend on position more in {names[0]} than in {names[1]}: the "
-                    f"variance that position explains beyond the null is {points(*found)} larger "
-                    f"{atoms}."
+                    f"The same atoms depend on position more in {more} than in {less}: the "
+                    "variance that position explains beyond the null is "
+                    f"{points(value, low, high)} larger {atoms}."
                 )
     return said

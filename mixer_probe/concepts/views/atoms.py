@@ -13,12 +13,13 @@ from mixer_probe.core.text import slug
 from mixer_probe.core.words import images_text, name_of, untrained_warning
 
 _READING = (
-    "Crops show half of the image around the cell (box) of the largest activity. Class, position "
-    "and frequency are those in the network with most of the energy; *: significant, corrected for "
-    "all atoms and networks. Energy: fraction of the variance of the network's activations. Change "
-    "of the logit: mean magnitude for the right class without the atom, with 95 % intervals; full "
-    "markers where it is larger, with Bonferroni's correction, than that of the same code along "
-    "random directions of the same norm (open diamonds)."
+    "Maps: mean activity by position, yellow where it is largest. Crops show half of the image "
+    "around the cell (box) of the largest activity. Class, position and frequency are those in the "
+    "network with most of the energy; *: significant, corrected for all atoms and networks. "
+    "Energy: fraction of the variance of the network's activations. Logit change: mean magnitude "
+    "for the right class without the atom, with 95 % intervals; full markers where it is larger, "
+    "with Bonferroni's correction, than that of the same code along random directions of the same "
+    "norm (open diamonds)."
 )
 
 
