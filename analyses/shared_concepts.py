@@ -80,6 +80,7 @@ def study(options: argparse.Namespace) -> list[Result]:
             SMOKE if options.smoke else recipe,
             others=[mp.load_model(name, device=device) for name in others],
             factors=4 if options.smoke else 32,
+            profiled=2 if options.smoke else 24,
             seeds=1 if options.smoke else options.seeds,
             device=device,
         )

@@ -26,6 +26,12 @@ import mixer_probe as mp
 from mixer_probe.attribution.figures import attribution_overlays
 from mixer_probe.capture import input_pictures
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.concepts import (
+    DictionaryRecipe,
+    GridActivations,
+    concept_atoms,
+    fit_dictionary,
+)
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.result import Result, load_results, save_results
 from mixer_probe.images import (
@@ -302,6 +308,25 @@ def _inside(w: World, what: Any, images: Any = None) -> Any:
         return mp.extract(w.model, w.test)
 
 
+def _atoms(w: World) -> Any:
+    """Atoms of a dictionary of one network; some images twice, for a dictionary needs more."""
+    images = w.images.subset(np.arange(24) % len(w.images))
+    part = GridActivations.of(w.model, images, "blocks.0", (2, 2))
+    found = fit_dictionary([part], DictionaryRecipe(atoms=8, active=2, epochs=2))
+    few: dict[str, Any] = {"most": 3, "k": 1, "causal_images": 9, "draws": 1, **FEW}
+    return concept_atoms(found, [w.model], [part], images, **few)
+
+
+def _shared(w: World) -> Any:
+    """What two networks share that are one; some images twice, for a dictionary needs more."""
+    images = w.images.subset(np.arange(24) % len(w.images))
+    recipe = DictionaryRecipe(atoms=8, active=2, epochs=1)
+    few: dict[str, Any] = {"grid": (2, 2), "factors": 2, "profiled": 0, "controls": (), "seeds": 1}
+    return mp.concepts.shared_concepts(
+        [w.model, w.model], images, images, ["blocks.0", "blocks.0"], recipe, **few
+    )
+
+
 ALONE: dict[str, Alone] = {
     "anatomy": lambda w: mp.anatomy(w.model),
     "as_convolution": _convolved,
@@ -368,6 +393,8 @@ ALONE: dict[str, Alone] = {
     "cost.head_parameters": lambda w: mp.cost.head_parameters(w.model),
     "cost.model_cost": _costs,
     "cost.peak_activation_bytes": lambda w: mp.cost.peak_activation_bytes(w.model),
+    "concepts.concept_atoms": _atoms,
+    "concepts.shared_concepts": _shared,
     "images.class_concepts": lambda w: [
         class_concepts(w.images).attributes,
         class_concepts(w.images).names,
@@ -841,6 +868,7 @@ OWN_TEST = {
 
 _ARRAYS = "takes arrays of answers, which know no images"
 NEITHER = {
+    "concepts.layer_at": "names a layer, the same in any network of this architecture",
     "images.from_arrays": "makes images",
     "cost.time_forward": "seconds of this machine, which are others each time",
     "cost.time_together": "seconds of this machine, which are others each time",

@@ -12,6 +12,7 @@ from mixer_probe.capture.hooks import (
 from mixer_probe.capture.interventions import (
     Intervention,
     ablate,
+    edit,
     fixed,
     intervene,
     noise,
@@ -49,6 +50,7 @@ __all__ = [
     "as_source",
     "capture",
     "check_parts",
+    "edit",
     "every_position",
     "extract",
     "first_prefix_token",

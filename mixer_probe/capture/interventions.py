@@ -51,7 +51,7 @@ class Part(TypedDict, total=False):
 @dataclass(frozen=True, eq=False)
 class Intervention:
     """What is done to the output of a layer, and to which part of it: see `ablate`, `scale`,
-    `noise` and `patch`, which make it."""
+    `noise`, `patch` and `edit`, which make it."""
 
     name: str
     channels: tuple[int, ...] | None = None
@@ -63,6 +63,7 @@ class Intervention:
     relative: bool = True
     seed: int = 0
     values: Representations | np.ndarray | None = None
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def selected(self) -> str:
@@ -165,6 +166,16 @@ def fixed(values: np.ndarray, **part: Unpack[Part]) -> Intervention:
     return _made("fixed", part, values=np.asarray(values))
 
 
+@checked(LayerError)
+def edit(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor], **part: Unpack[Part]
+) -> Intervention:
+    """What `change` makes of the values [image, token, channel] (prefix tokens first), in their
+    shape; `name` stands for it in the fingerprint of the changed network. `part` as for
+    `ablate`."""
+    return _made(f"edit {name}", part, change=change)
+
+
 @dataclass(frozen=True, eq=False)
 class _Site:
     """One intervention at one layer. `layer` is where it acts; with heads it acts on the input of
@@ -200,11 +211,12 @@ def intervene(
     context.
 
     Their keys are layer names, globs or words as `Model.select` takes them, their values what
-    `ablate`, `scale`, `noise` and `patch` return, or several of these, applied in order. A key of
-    several layers does the same to each. Inside, every pass of this thread is changed, whatever
-    runs it, gradients pass through, the network is in eval mode, and `model.fingerprint` and
-    `model.record` are those of the changed network: they depend on interventions, patched values
-    and reference images. Contexts inside one another act in the order in which they were entered.
+    `ablate`, `scale`, `noise`, `patch` and `edit` return, or several of these, applied in order. A
+    key of several layers does the same to each. Inside, every pass of this thread is changed,
+    whatever runs it, gradients pass through, the network is in eval mode, and `model.fingerprint`
+    and `model.record` are those of the changed network: they depend on interventions, patched
+    values and reference images. Contexts inside one another act in the order in which they were
+    entered.
 
     `images` are the reference images of "mean" and "resample", read once on entering, from the
     network as it is then: per position and channel the mean over them, or for image i any of them
@@ -620,6 +632,8 @@ class _Session:
                 return own * what.factor
             case ["noise", *_]:
                 return own + self._noise(site, own)
+            case ["edit", *_] if what.change is not None:
+                return what.change(own)
             case ["patch"]:
                 return part(self._stored(site, x))
             case ["fixed"]:

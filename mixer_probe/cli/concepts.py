@@ -34,6 +34,9 @@ def concepts(
     atoms: Annotated[int, typer.Option(min=1, help="Atoms of the dictionary.")] = 512,
     active: Annotated[int, typer.Option(min=1, help="Atoms that are active at a position.")] = 16,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the activations.")] = 10,
+    profiled: Annotated[
+        int, typer.Option(min=0, help="Atoms that are shown and removed, for images with labels.")
+    ] = 24,
     seeds: Annotated[int, typer.Option(min=1, help="Dictionaries with seeds of their own.")] = 2,
     factors: Annotated[
         int, typer.Option(min=0, help="Concepts by non-negative matrix factorisation; 0: none.")
@@ -63,7 +66,7 @@ def concepts(
     results.json and report.html."""
     from mixer_probe.capture.analysis_inputs import halves
     from mixer_probe.concepts import DictionaryRecipe, layer_at, shared_concepts
-    from mixer_probe.concepts.sharing import CONTROLS
+    from mixer_probe.concepts.concept_study import CONTROLS
 
     given = parts(layer) if layer else []
     if len(given) not in (0, 1, len(names)):
@@ -96,6 +99,7 @@ def concepts(
         controls=CONTROLS if controls else ("two seeds",),
         seeds=seeds,
         factors=factors,
+        profiled=profiled,
         batch_size=batch_size,
         device=str(networks[0].device),
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mixer_probe.capture import Inputs
+from mixer_probe.concepts.atoms import ConceptAtoms
 from mixer_probe.concepts.matches import ConceptMatches
 from mixer_probe.concepts.sharing import ConceptSharing
 from mixer_probe.concepts.stitching import Stitching, stitch
+from mixer_probe.concepts.views.atoms import atom_sections
 from mixer_probe.concepts.views.matches import matches_section
 from mixer_probe.concepts.views.sharing import sharing_sections
 from mixer_probe.concepts.views.stitching import stitching_section
@@ -66,6 +68,7 @@ ROOM = Room(
     ),
     (
         View(ConceptSharing, sharing_sections),
+        View(ConceptAtoms, atom_sections),
         View(ConceptMatches, matches_section),
         View(Stitching, stitching_section),
     ),

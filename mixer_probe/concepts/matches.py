@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import MiniBatchNMF
 from sklearn.exceptions import ConvergenceWarning
 
-from mixer_probe.concepts.dictionary import Dictionary, check_parts, positions_of
+from mixer_probe.concepts.dictionary import Dictionary, check_parts
 from mixer_probe.concepts.grid_activations import GridActivations
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.finding import Number
@@ -123,10 +123,11 @@ def dictionary_activity(
     dictionary: Dictionary, parts: Sequence[GridActivations], network: int
 ) -> np.ndarray:
     """The activity [image, cell, atom] of atoms in one network of a dictionary."""
-    x = positions_of(dictionary, parts, [np.arange(len(parts[0].values))] * len(parts))[network]
-    shape = (*parts[network].values.shape[:2], dictionary.atoms)
-    found: np.ndarray = dictionary.code(network, x).cpu().numpy()
-    return found.reshape(shape)
+    part = parts[network]
+    shape = (*part.values.shape[:2], dictionary.atoms)
+    x = part.rows(np.arange(len(part.values))).to(dictionary.means.device)
+    code: np.ndarray = dictionary.code(network, dictionary.normalised(network, x)).cpu().numpy()
+    return code.reshape(shape)
 
 
 @checked(MeasureError)

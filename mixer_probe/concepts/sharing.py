@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import combinations
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from mixer_probe.capture import ImageSource
 from mixer_probe.concepts.dictionary import (
     Dictionary,
     DictionaryRecipe,
@@ -22,26 +20,17 @@ from mixer_probe.concepts.dictionary import (
     orders,
     positions_of,
 )
-from mixer_probe.concepts.grid_activations import Cells, GridActivations, common_grid
-from mixer_probe.concepts.matches import (
-    ConceptMatches,
-    concept_matches,
-    dictionary_activity,
-    nmf_activity,
-)
+from mixer_probe.concepts.grid_activations import GridActivations
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.finding import Number
 from mixer_probe.core.frame import Frame
 from mixer_probe.core.memory import slices
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.models import Model
 from mixer_probe.stats.intervals import crossed_interval
 
-Parts = list[GridActivations]
 Sums = dict[str, np.ndarray]
 Condition = Literal["networks", "shuffled images", "untrained", "two seeds"]
-CONTROLS: tuple[Condition, ...] = ("shuffled images", "untrained", "two seeds")
 # An atom belongs to one network that has at least this fraction of its energy.
 OWN = 0.9
 # Groups of images whose influence gives the intervals.
@@ -158,7 +147,7 @@ def concept_sharing(
     other networks or layers, and for fewer images than groups."""
     recipe = recipe or DictionaryRecipe()
     shuffled = condition == "shuffled images"
-    dictionaries = _dictionaries(fit, recipe, shuffled, seeds, device)
+    dictionaries = fit_dictionaries(fit, recipe, seeds, shuffled=shuffled, device=device)
     return sharing_of(dictionaries, fit, test, recipe, condition)
 
 
@@ -195,13 +184,16 @@ def sharing_of(
     )
 
 
-def _dictionaries(
+def fit_dictionaries(
     fit: Sequence[GridActivations],
     recipe: DictionaryRecipe,
-    shuffled: bool,
     seeds: int,
-    device: str,
+    *,
+    shuffled: bool = False,
+    device: str = "cpu",
 ) -> list[Dictionary]:
+    """`fit_dictionary` with the recipe's seed and those after it. Raises as it does, and
+    MeasureError for one network."""
     if len(fit) < 2:
         raise MeasureError("sharing needs at least two networks")
     return [
@@ -331,86 +323,3 @@ def _stability(dictionaries: Sequence[Dictionary], sums: Sums) -> float:
             weight = (weights[i, rows] + weights[j, columns]) * pair
             found.append(float((cosines[rows, columns] * weight).sum() / weight.sum()))
     return float(np.mean(found)) if found else float("nan")
-
-
-@checked(MeasureError)
-def shared_concepts(
-    models: Sequence[Model],
-    fit: ImageSource | torch.Tensor,
-    test: ImageSource | torch.Tensor,
-    layers: Sequence[str],
-    recipe: DictionaryRecipe | None = None,
-    *,
-    grid: Cells | None = None,
-    others: Sequence[Model | None] = (),
-    controls: Sequence[Condition] = CONTROLS,
-    factors: int = 32,
-    seeds: int = 2,
-    batch_size: int = 64,
-    device: str = "cpu",
-) -> list[ConceptSharing | ConceptMatches]:
-    """`concept_sharing` of networks at one layer each, and of what it has to be compared with; then
-    the concepts of each network by non-negative matrix factorisation, `factors` of them, matched
-    between networks, and with the atoms of the first dictionary (0: none).
-
-    `others` are, in the order of the networks, networks of the same architecture trained with
-    another seed, or None: each pair shares as much as training allows. `grid` (rows, columns) is by
-    default `common_grid`. Raises as `concept_sharing`, and MeasureError for numbers of `layers` or
-    `others` that are not that of the networks."""
-    for name, given in (("layers", layers), ("others", others or models)):
-        if len(given) != len(models):
-            raise MeasureError(f"{len(given)} {name} for {len(models)} networks: give one each")
-    cells = grid or common_grid([m.layer(name) for m, name in zip(models, layers, strict=True)])
-
-    def parts(networks: Sequence[Model], names: Sequence[str]) -> tuple[Parts, Parts]:
-        of_fit, of_test = (
-            [
-                GridActivations.of(model, images, name, cells, batch_size)
-                for model, name in zip(networks, names, strict=True)
-            ]
-            for images in (fit, test)
-        )
-        return of_fit, of_test
-
-    recipe = recipe or DictionaryRecipe()
-    run = partial(concept_sharing, recipe=recipe, seeds=seeds, device=device)
-    trained = parts(models, layers)
-    dictionaries = _dictionaries(trained[0], recipe, False, seeds, device)
-    results: list[ConceptSharing | ConceptMatches] = [sharing_of(dictionaries, *trained, recipe)]
-    if "shuffled images" in controls:
-        results.append(run(*trained, condition="shuffled images"))
-    if "untrained" in controls:
-        untrained = [model.untrained() for model in models]
-        results.append(run(*parts(untrained, layers), condition="untrained"))
-    for i, other in enumerate(others if "two seeds" in controls else ()):
-        if other is not None:
-            second = parts([other], [layers[i]])
-            both = [[mine[i], theirs[0]] for mine, theirs in zip(trained, second, strict=True)]
-            results.append(run(*both, condition="two seeds"))
-    return results + (_factored(dictionaries[0], *trained, factors, recipe.seed) if factors else [])
-
-
-def _factored(
-    dictionary: Dictionary,
-    fit: Sequence[GridActivations],
-    test: Sequence[GridActivations],
-    factors: int,
-    seed: int,
-) -> list[ConceptSharing | ConceptMatches]:
-    """NMF concepts of all pairs of networks, and of each network with its atoms."""
-    nmf = [nmf_activity(*sides, factors, seed) for sides in zip(fit, test, strict=True)]
-    of_pairs = [
-        concept_matches(test[i], test[j], (nmf[i], nmf[j]), seed=seed)
-        for i, j in combinations(range(len(test)), 2)
-    ]
-    of_two = [
-        concept_matches(
-            part,
-            part,
-            (nmf[i], dictionary_activity(dictionary, test, i)),
-            ("NMF", "dictionary"),
-            seed=seed,
-        )
-        for i, part in enumerate(test)
-    ]
-    return [*of_pairs, *of_two]

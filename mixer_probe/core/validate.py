@@ -39,6 +39,7 @@ _LEAST = {
             "without_top_pc",
             "start",
             "statistics_images",
+            "causal_images",
             "runs",
             "keep",
         ],

@@ -103,6 +103,7 @@ _KEYS = frozenset(
         "kind",
         "group",
         "concept",
+        "atom",
         "image",
         "form",
         "dtype",

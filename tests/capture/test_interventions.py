@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mixer_probe as mp
-from mixer_probe.capture import fixed, reference_means, stream
+from mixer_probe.capture import edit, fixed, reference_means, stream
 from mixer_probe.core.errors import ImagesError, LayerError, MixerProbeError, StoreError
 from mixer_probe.core.hooks import passing
 from mixer_probe.images import Images, from_arrays
@@ -102,6 +102,19 @@ def test_zero_is_a_branch_whose_last_weights_are_zero(name: str, branch: str, la
         for parameter in linear.parameters():
             parameter.zero_()
     close(found, outputs(model, images))
+
+
+def test_an_edit_is_what_its_function_makes_of_the_values() -> None:
+    model, images = CASES["vit"].model(F64), CASES["vit"].images(3, F64)
+    for part in ({}, {"channels": [1, 2]}, {"positions": [3], "channels": [0]}):
+        half = edit("half", lambda x: 0.5 * x, **part)  # type: ignore[arg-type]
+        expected = changed(model, images, "blocks.0", mp.scale(0.5, **part))  # type: ignore[arg-type]
+        assert changed(model, images, "blocks.0", half).equal(expected)
+    prints = set()
+    for name in ("one", "other"):
+        with mp.intervene(model, {"blocks.0": edit(name, torch.zeros_like)}):
+            prints.add(model.fingerprint)
+    assert len(prints | {model.fingerprint}) == 3
 
 
 HEADS = [

@@ -7,24 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixer_probe.concepts import ConceptMatches, ConceptSharing
+from mixer_probe.concepts import ConceptAtoms, ConceptMatches, ConceptSharing
 from mixer_probe.core.result import load_results
 from tests.test_cli import Run, run
 
 __all__ = ["run"]
 SMALL = (
-    "--limit",
-    "30",
-    "--factors",
-    "3",
-    "--atoms",
-    "16",
-    "--active",
-    "4",
-    "--epochs",
-    "2",
-    "--device",
-    "cpu",
+    *("--limit", "30", "--atoms", "16", "--active", "4", "--epochs", "2", "--factors", "3"),
+    *("--profiled", "2", "--device", "cpu"),
 )
 
 
@@ -35,6 +25,8 @@ def test_concepts_writes_every_condition(run: Run, tmp_path: Path) -> None:
     assert code == 0, err
     every = load_results(out)
     results = [r for r in every if isinstance(r, ConceptSharing)]
+    (atoms,) = (r for r in every if isinstance(r, ConceptAtoms))
+    assert len(atoms.index) == 2
     matches = [r for r in every if isinstance(r, ConceptMatches)]
     assert [(r.kind_a, r.kind_b) for r in matches] == [("NMF", "NMF")] + [("NMF", "dictionary")] * 2
     assert {len(r.correlation) for r in matches} == {3}

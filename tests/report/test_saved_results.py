@@ -44,6 +44,7 @@ from mixer_probe.similarity.summary import model_similarity
 from mixer_probe.study import StudySettings, run_analyses, run_study
 from mixer_probe.weights import convolution_equivalence, paper_figures
 from tests import probes
+from tests.concepts import linear_networks
 from tests.concepts.planted import planted
 from tests.concepts.samples import stitchings
 from tests.networks import CASES
@@ -244,6 +245,7 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "FrequencyProfile": lambda: mixed("fourier", "FrequencyProfile"),
     "ResidualStream": lambda: mixed("residual", "ResidualStream"),
     "ClassLens": read_early,
+    "ConceptAtoms": lambda: [linear_networks.atoms()],
     "Lesions": lambda: ablated()[::2],
     "UnitImportance": lambda: ablated()[1:2],
     "StudyAnswer": samples.answers,

@@ -20,6 +20,7 @@ SHARE, RIDGE, MEAN = "share (Wilson), n = 12", "accuracy of ridge probes, n = 50
 BALANCED = "balanced accuracy of ridge probes, n = 100"
 NULL, RANGE = "no interval: of a null", "no interval: least and largest of a few draws"
 COPIED = "no interval: that of another result, which is simulated for it"
+FREQUENCY = "no case here: test_atoms simulates the maps of images"
 CKA = "CKA, n = 20: three dimensions, related"
 # Of "low_r2" and "r2_low" the key is "r2", of "low" alone "".
 REASONS: dict[str, str] = {
@@ -42,6 +43,12 @@ REASONS: dict[str, str] = {
         f"ConceptSharing {name}": "no case here: test_sharing simulates other images"
         for name in ("r2", "cofiring", "sharing")
     },
+    "ConceptAtoms frequency": FREQUENCY,
+    "ConceptAtoms logit": MEAN + "gains, skewed",
+    "ConceptAtoms effect": MEAN + "errors, log-normal",
+    "ConceptAtoms excess": "crossed effects, 10 draws, n = 50",
+    "ConceptAtoms accuracy": "paired shares (Tango), n = 100: 0.9, 0.8",
+    "ConceptAtoms class_accuracy": "paired shares (Tango), n = 100: 0.9, 0.8",
     "ControlTask": RIDGE,
     "ControlTask selectivity": "selectivity, n = 200",
     "ControlTask relative": "relative selectivity, n = 200",
