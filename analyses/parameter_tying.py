@@ -30,6 +30,7 @@ from permutation_training import FINAL, NETWORKS, SMOKE, curves, protocol_of
 import mixer_probe as mp
 from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.result import Result
+from mixer_probe.core.words import join
 from mixer_probe.models import Model
 from mixer_probe.report import publish
 from mixer_probe.training import Arm, RunQuantity, StudyAnswer
@@ -122,19 +123,39 @@ def answer(results: list[Result]) -> StudyAnswer:
     for."""
     of = {r.quantity: r for r in results if isinstance(r, RunQuantity)}
     sentences = []
-    for name in (FINAL, KERNELS, RANK, DISTANCE):
+    for name in (FINAL, RANK, DISTANCE, PROBE):
         r = of[name]
         parts = [f"{shown(r, r.mean(r.arms[0]))} ({r.arms[0]})"]
         parts += [f"{shown(r, r.mean(a))} ({a}), {change(r, r.difference(a))}" for a in r.arms[1:]]
         sentences.append(f"{name[0].upper()}{name[1:]}: {'; '.join(parts)}.")
-    gain = of[FINAL].difference("per channel")
-    if not significant(gain):
-        sentences.insert(0, "One token MLP per channel gains no significant accuracy here.")
-    elif gain.value > 0:
-        sentences.insert(0, "One token MLP per channel gains accuracy here.")
-    else:
-        sentences.insert(0, "One token MLP per channel loses accuracy here.")
-    return StudyAnswer(QUESTION, tuple(sentences))
+    return StudyAnswer(QUESTION, (_accuracy(of[FINAL]), _freedom(of), *sentences))
+
+
+def _accuracy(r: RunQuantity) -> str:
+    """Which arms are more accurate than the tied Mixers, and which less."""
+    verdicts: dict[str, list[str]] = {}
+    for arm in r.arms[1:]:
+        d = r.difference(arm)
+        verdict = "not significantly different" if not significant(d) else "more accurate"
+        verdict = "less accurate" if significant(d) and d.value < 0 else verdict
+        verdicts.setdefault(verdict, []).append(f"{arm} ({shown(r, d, sign=True)[3:]})")
+    parts = [f"{verdict}: {join(arms)}" for verdict, arms in verdicts.items()]
+    return f"Compared with one token MLP for all channels, {'; '.join(parts)}."
+
+
+def _freedom(of: dict[str, RunQuantity]) -> str:
+    """Whether channels with token MLPs of their own have kernels of their own."""
+    r, accuracy = of[KERNELS], of[FINAL].difference("per channel")
+    more = r.difference("per channel")
+    if not significant(more) or more.value < 0:
+        return "Channels with token MLPs of their own do not have significantly more kernels."
+    gain = "with" if significant(accuracy) and accuracy.value > 0 else "without significantly"
+    return (
+        "Channels with token MLPs of their own have spatial kernels of their own: "
+        f"{r.mean('per channel').value:.1f} shared kernels hold 90 % of their energy, against "
+        f"{r.mean(r.arms[0]).value:.1f} of tied Mixers and "
+        f"{r.mean('per channel, frozen').value:.1f} of random ones, {gain} more accuracy."
+    )
 
 
 def mixing_features(model: Model, images: mp.Images, fewer: bool) -> dict[str, np.ndarray]:
