@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from mixer_probe import cli
+from mixer_probe.concepts import ConceptSharing
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^mixer-probe .*$", README, re.M)
@@ -58,11 +59,12 @@ def test_the_example_of_interventions_runs_as_written() -> None:
 
 def test_the_examples_of_concepts_run_as_written() -> None:
     text = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
-    shared, stitched = re.findall(r"```python\n(.*?)```", text, re.S)
+    sharing, stitched = re.findall(r"```python\n(.*?)```", text, re.S)
     names: dict[str, Any] = {}
-    exec(shared, names)
+    exec(sharing, names)
     conditions = ["networks", "shuffled images", "untrained", "two seeds", "two seeds"]
-    assert [r.condition for r in names["results"]] == conditions
+    shared = [r for r in names["results"] if isinstance(r, ConceptSharing)]
+    assert [r.condition for r in shared] == conditions
     assert names["table"]["sharing"].between(0, 1.000001).all()
     exec(stitched, names)
     assert names["table"]["condition"].tolist() == ["donor", "shuffled", "seed"]

@@ -471,6 +471,7 @@ def test_what_is_no_results_file_is_told(
 WITH_INTERVALS = {
     "SimilarityMatrix": 1,
     "ConceptSharing": 3,
+    "ConceptAtoms": 6,
     "ProbeResult": 2,
     "FewShotResult": 1,
     "ClassLens": 3,

@@ -20,8 +20,10 @@ import pytest
 from mixer_probe.channels import ChannelPage, Exhibit
 from mixer_probe.channels.views.dissection import detection_sentence
 from mixer_probe.channels.views.pages import pages_section
-from mixer_probe.concepts import Stitching
+from mixer_probe.concepts import ConceptMatches, ConceptSharing, Stitching, match_concepts
+from mixer_probe.concepts.findings.sharing import sharing_sentences
 from mixer_probe.concepts.findings.stitching import asymmetry_sentence, control_sentence
+from mixer_probe.concepts.views.matches import matches_sentence
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.core.section import Picture, Section
 from mixer_probe.cost.findings import accuracy_cost_sentences
@@ -537,6 +539,56 @@ def stitching_is_asymmetric(rng: Random, planted: bool) -> bool:
     return " more than " in text or " less than " in text
 
 
+def shared(rng: Random, planted: bool) -> list[ConceptSharing]:
+    """Three networks, the same untrained, all pairs of which share the same; planted: the first two
+    share more when trained."""
+    records = tuple(ModelRecord(name, "mixer", True, "", name, 1) for name in "abc")
+    images = ImagesRecord("made", "", 50, 5, "made")
+    found = []
+    for condition, more in (("networks", 0.3 if planted else 0.0), ("untrained", 0.0)):
+        value = 0.4 + 0.03 * rng.normal(size=(3, 3))
+        value[0, 1] += more
+        bounds = np.stack([value, value - 1.96 * 0.03, value + 1.96 * 0.03], -1)
+        found.append(
+            ConceptSharing(
+                records,
+                tuple("xyz"),
+                np.full(3, 0.5),
+                (4, 4),
+                condition,
+                images,
+                images,
+                8,
+                2,
+                (0, 1),
+                r2=bounds,
+                cofiring=bounds,
+                sharing=bounds,
+                own=bounds[0],
+                energies=np.ones((2, 3, 8)),
+                stability=0.9,
+            )
+        )
+    return found
+
+
+def shares_most(rng: Random, planted: bool) -> bool:
+    return any(" share most." in text for text in sharing_sentences(shared(rng, planted)))
+
+
+def shares_more_than_untrained(rng: Random, planted: bool) -> bool:
+    first = sharing_sentences(shared(rng, planted))[0]
+    return re.search(": (more|less) than untrained", first) is not None
+
+
+def concepts_match(rng: Random, planted: bool) -> bool:
+    a, b = rng.random((2, 20, 4, 3))
+    correlation, pairs, null = match_concepts(a, a + b if planted else b, draws=19)
+    record, images = ModelRecord("a", "mixer", True, "", "a", 1), ImagesRecord("m", "", 20, 0, "m")
+    r = ConceptMatches(record, record, "x", "y", "NMF", "NMF", images, correlation, pairs, null)
+    return "not significantly" not in matches_sentence(r)
+
+
 def lens_above_chance(rng: Random, planted: bool) -> bool:
     found = lens_of(rng, [0.25, 0.4 if planted else 0.25, 0.25, 0.25, 0.25])
     return bool(above_chance(found)[1].any())
@@ -685,6 +737,9 @@ ROWS: dict[Callable[[Random, bool], bool], int] = {
     channel_of_a_page: 400,
     lens_reads_more: 200,
     lens_above_chance: 400,
+    shares_most: 400,
+    shares_more_than_untrained: 400,
+    concepts_match: 400,
     stitching_beats_controls: 200,
     stitching_is_asymmetric: 400,
     lesion_of_one: 200,
