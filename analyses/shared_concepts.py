@@ -52,8 +52,8 @@ def _options() -> argparse.Namespace:
         help="a network trained with another seed for each of --models",
     )
     parser.add_argument("--depths", nargs="+", type=float, default=[0.5, 1.0], help="(0.5 1)")
-    parser.add_argument("--atoms", type=int, default=512, help="(512)")
-    parser.add_argument("--active", type=int, default=16, help="in a code (16)")
+    parser.add_argument("--atoms", type=int, default=128, help="(128)")
+    parser.add_argument("--active", type=int, default=8, help="in a code (8)")
     parser.add_argument("--epochs", type=int, default=10, help="(10)")
     parser.add_argument("--seeds", type=int, default=2, help="dictionaries (2)")
     return parser.parse_args()

@@ -31,8 +31,8 @@ def concepts(
     depth: Annotated[
         float, typer.Option(help="Relative depth of the blocks, where no --layer is given.")
     ] = 0.5,
-    atoms: Annotated[int, typer.Option(min=1, help="Atoms of the dictionary.")] = 512,
-    active: Annotated[int, typer.Option(min=1, help="Atoms that are active at a position.")] = 16,
+    atoms: Annotated[int, typer.Option(min=1, help="Atoms of the dictionary.")] = 128,
+    active: Annotated[int, typer.Option(min=1, help="Atoms that are active at a position.")] = 8,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the activations.")] = 10,
     profiled: Annotated[
         int, typer.Option(min=0, help="Atoms that are shown and removed, for images with labels.")

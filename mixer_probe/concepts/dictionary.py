@@ -57,11 +57,11 @@ class DictionaryRecipe:
     """How a dictionary is trained: `atoms` of which `active` are in a code, by Adam with batches of
     positions; `seed` is that of the first atoms and of the order of positions."""
 
-    atoms: int = 512
-    active: int = 16
+    atoms: int = 128
+    active: int = 8
     epochs: int = 10
     batch_size: int = 1024
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-3
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -24,8 +24,8 @@ from mixer_probe.core.errors import LayerError, MeasureError, StoreError
 from mixer_probe.models.layer import Layer
 from tests.concepts.planted import SETS, Planted, activations, planted
 
-RECIPE = DictionaryRecipe(atoms=40, active=3, epochs=30, batch_size=256)
-SMALL = DictionaryRecipe(atoms=12, active=2, epochs=3, batch_size=64)
+RECIPE = DictionaryRecipe(40, active=3, epochs=30, batch_size=256, learning_rate=1e-2)
+SMALL = DictionaryRecipe(12, active=2, epochs=3, batch_size=64, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
