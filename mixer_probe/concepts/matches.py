@@ -22,7 +22,8 @@ from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.stats.nulls import permutation_p, upper_quantile
 
-_BATCH = 1024
+# Positions of a batch, and batches that the factorisation sees.
+_BATCH, _STEPS = 1024, 1000
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ def nmf_activity(
             f"{concepts} concepts are more than the {width} signed channels of layer "
             f"'{fit.layer.name}': take fewer"
         )
+    passes = max(1, _STEPS * _BATCH // fit.values[..., 0].size)
     model = MiniBatchNMF(
-        concepts, init="nndsvda", batch_size=_BATCH, max_iter=100, random_state=seed
+        concepts, init="nndsvda", batch_size=_BATCH, max_iter=passes, random_state=seed
     )
     with warnings.catch_warnings():
         # Batches end where they end; the activities are those of the directions found.
