@@ -165,7 +165,8 @@ def fit_dictionary(
         )
     fit = _Fit(parts, recipe, orders(parts, recipe.seed, shuffled), resolve_device(device))
     settings = digest(
-        repr(asdict(recipe)), str(shuffled), *(p.model.fingerprint + p.layer.name for p in parts)
+        repr((asdict(recipe), shuffled, parts[0].grid, parts[0].images.fingerprint)),
+        *(part.model.fingerprint + part.layer.name for part in parts),
     )
     names = ", ".join(part.model.name for part in parts)
     with task(f"dictionary of {names}", recipe.epochs) as advance:
@@ -380,8 +381,8 @@ class _Fit:
             ) from error
         if not same:
             raise StoreError(
-                f"the state {file} is of another dictionary (networks, layers or settings differ); "
-                "use another file, or remove this one"
+                f"the state {file} is of another dictionary (networks, layers, images or settings "
+                "differ); use another file, or remove this one"
             )
         return int(held["epochs"])
 

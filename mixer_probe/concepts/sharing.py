@@ -160,6 +160,18 @@ def sharing_of(
 ) -> ConceptSharing:
     """`ConceptSharing` of dictionaries that were trained with the recipe's seed and those after
     it."""
+    if len(fit) != len(test):
+        raise MeasureError(f"{len(test)} networks to test for {len(fit)}: give the same ones")
+    for ours, theirs in zip(fit, test):
+        if (ours.model.fingerprint, ours.layer.name) != (
+            theirs.model.fingerprint,
+            theirs.layer.name,
+        ):
+            raise MeasureError(
+                f"the dictionary is of {ours.model.name} at '{ours.layer.name}', not of "
+                f"{theirs.model.name} at '{theirs.layer.name}': give the same networks and layers "
+                "in the same order"
+            )
     shuffled = condition == "shuffled images"
     seeds = tuple(range(recipe.seed, recipe.seed + len(dictionaries)))
     sums = [

@@ -251,6 +251,9 @@ def test_a_stopped_training_goes_on_to_the_same_numbers(
         assert torch.equal(value, again.state_dict()[name])
     with pytest.raises(StoreError, match="of another dictionary"):
         fit_dictionary(parts, replace(SMALL, seed=1), state=file)
+    other = replace(parts[0].images, fingerprint="other")
+    with pytest.raises(StoreError, match="of another dictionary"):
+        fit_dictionary([replace(part, images=other) for part in parts], SMALL, state=file)
     file.write_bytes(b"nothing")
     with pytest.raises(StoreError, match="cannot be read"):
         fit_dictionary(parts, SMALL, state=file)
@@ -279,6 +282,10 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
         fit_dictionary(parts, replace(SMALL, learning_rate=1e25))
     with pytest.raises(MeasureError, match="at least two networks"):
         concept_sharing(parts[:1], parts[:1], SMALL)
+    with pytest.raises(MeasureError, match=r"is of net0 at 'blocks\.0', not of net1"):
+        concept_sharing(parts[:2], parts[1::-1], SMALL)
+    with pytest.raises(MeasureError, match="1 networks to test for 2"):
+        concept_sharing(parts[:2], parts[:1], SMALL)
     few = planted(10).parts
     with pytest.raises(MeasureError, match="at least 20 images"):
         concept_sharing(parts, few, SMALL)

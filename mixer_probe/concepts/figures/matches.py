@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mixer_probe.concepts.matches import ConceptMatches
 from mixer_probe.plotting.style import COLOURS, MARKERS, model_label, styled
@@ -32,6 +33,7 @@ def match_curves(results: Sequence[ConceptMatches]) -> Figure:
         )
         axes.plot(ranks, r.null.mean(0), color=colour, linestyle=":", linewidth=1)
     axes.axhline(0, color="#bbbbbb", linewidth=0.6, zorder=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="matched pair of concepts, by rank", ylabel="correlation of activity")
     axes.set_ylim(min(-0.05, axes.get_ylim()[0]), 1.03)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
