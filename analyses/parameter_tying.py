@@ -1,4 +1,4 @@
-"""Why does a Mixer lose nothing by having one token MLP for all channels?
+"""Does a Mixer lose anything by having one token MLP for all channels?
 
     python analyses/parameter_tying.py
     python analyses/parameter_tying.py --data CIFAR10 --out runs/tying --workers 2
@@ -39,8 +39,8 @@ from mixer_probe.training.features import block_representations, probe_accuracy
 from mixer_probe.training.findings import change, shown, significant
 from mixer_probe.training.runs import Run
 
-QUESTION = "Why is one token MLP for all channels enough?"
-TITLE = "Why is a shared token MLP enough? Tied, untied and frozen Mixers"
+QUESTION = "Is one token MLP for all channels enough?"
+TITLE = "Is a shared token MLP enough? Tied, untied and frozen Mixers"
 FROZEN = ("mlp_tokens",)
 GROUPS = 8
 KERNELS, SHARING = "shared kernels for 90 % of the energy", "fraction of possible kernels"
